@@ -1,0 +1,106 @@
+"""What the API process and the core process say to each other: msgpack over ZMQ, one tagged union each way."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.core import Delta, ModelInfo, Request
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    request_id: str
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """A question that wants one `Reply`. `body` is msgpack of the argument."""
+
+    call_id: int
+    command: LinkCommand
+
+
+class Initialize(msgspec.Struct, frozen=True, tag="initialize"):
+    """p2p_initialize: make this peer's EndpointInfo. Reply: EndpointInfo."""
+
+    peer: str
+
+
+class Connect(msgspec.Struct, frozen=True, tag="connect"):
+    """p2p_connect: the peer's control address and its EndpointInfo as JSON. Reply: the transport's name."""
+
+    peer: str
+    control_address: str
+    endpoint_info: str
+
+
+class Disconnect(msgspec.Struct, frozen=True, tag="disconnect"):
+    """p2p_drop_connect. Idempotent. Reply: None."""
+
+    peer: str
+
+
+class Free(msgspec.Struct, frozen=True, tag="free"):
+    """free_cache. On the owner it ends the lease `session` of ours; on a reader it says that `peer` will not deliver
+    `session`, so decode computes the prompt itself. Idempotent. Reply: None."""
+
+    peer: str
+    session: int
+
+
+LinkCommand = Initialize | Connect | Disconnect | Free
+ToCore = Submit | Abort | Call
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """`value` is msgpack of the answer; an error carries the HTTP status it should become."""
+
+    call_id: int
+    value: bytes = b""
+    error: str | None = None
+    status: int = 200
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The core's first message: the model is loaded and the pool is in place."""
+
+    model: ModelInfo
+    control_address: str
+    incarnation: str
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """Sent about once a second and after the last request of a burst; counters only grow."""
+
+    num_waiting: int
+    num_running: int
+    num_handoff: int  # EXPECTED, RESERVING, PULLING or HELD
+    blocks_free: int
+    blocks_total: int
+    steps: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    preemptions: int
+    transferred_tokens: int
+    recomputed_tokens: int  # prompts decode had to compute because no hand-off came
+    transferred_bytes: int
+    links: list[LinkStats] = []
+
+
+class LinkStats(msgspec.Struct, frozen=True, kw_only=True):
+    peer: str
+    transport: str
+    gigabytes_per_s: float
+    connected: bool
+
+
+class Deltas(msgspec.Struct, frozen=True, tag="deltas"):
+    """All that one step said, in one message."""
+
+    deltas: list[Delta]
+
+
+FromCore = Ready | Deltas | Reply | Stats

@@ -1,0 +1,117 @@
+"""The messages that engines send each other: pairing information and the control channel.
+
+LMDeploy's proxy carries `endpoint_info` between engines as an opaque string, so everything of ours travels inside it.
+The control channel is ZMQ: every engine core binds one ROUTER; the reader's DEALER connects to it under a routing id that
+the owner handed out in its endpoint information, which is how the owner knows who speaks.
+
+    D ── Want ─────────────▶ P      decode has reserved its blocks
+    D ◀───────────── Ready ─ P      more full blocks are computed (repeats)
+    D ◀────────────── Done ─ P      the prompt is computed; the first token
+    D ── Confirm ──────────▶ P      the last read has ended; was the lease alive throughout?
+    D ◀───────── Confirmed ─ P      yes: believe what you read; the lease ends here
+    D ── Renew ────────────▶ P      every few seconds while anything is open
+    D ── Drop ─────────────▶ P      this hand-off will not be read (abort); idempotent
+    D ◀────────────── Fail ─ P      this hand-off will not come
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from kvtransfer.layout import KVLayout
+from kvtransfer.transfer import TransportOffer
+
+PROTOCOL_VERSION = 1
+
+
+class MigrationProtocol(IntEnum):
+    """LMDeploy's integers. A preference: engines of ours use the best transport that both offer."""
+
+    TCP = 1
+    RDMA = 2
+    NVLINK = 3
+
+
+class RDMALinkType(IntEnum):
+    IB = 1
+    ROCE = 2
+
+
+class ConnectionStatus(IntEnum):
+    SUCCESS = 1
+    FAIL = 2
+
+
+class EndpointInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine tells one named peer at p2p_initialize; JSON inside LMDeploy's `endpoint_info` string."""
+
+    tandem: int  # PROTOCOL_VERSION
+    engine_id: str
+    incarnation: str  # new at every start of the engine
+    model: str
+    layout: KVLayout
+    offers: list[TransportOffer]
+    routing_id: str  # hex; the DEALER identity this peer must use on our control channel
+    secret: str  # hex; proves this peer to our transports. Drawn for this link alone
+
+
+class Key(msgspec.Struct, frozen=True, array_like=True):
+    """Names one hand-off between two engines."""
+
+    session: int
+    index: int
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    key: Key
+    incarnation: str  # of the owner, as we know it: another one refuses
+    prompt_length: int
+    num_held: int  # leading tokens decode has already (a multiple of the owner's block size)
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    key: Key
+    epoch: int
+    blocks: list[int]  # the next blocks, in order, after those announced before
+    num_computed: int  # tokens readable in all blocks announced so far
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    key: Key
+    epoch: int
+    blocks: list[int]
+    num_computed: int  # the prompt's length
+    first_token: int
+    logprobs: bytes  # msgpack of core.TokenLogprobs, or empty
+    num_cached: int  # prompt tokens that prefill found in its prefix cache
+
+
+class Fail(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    key: Key
+    reason: str
+
+
+class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    key: Key
+    epoch: int
+
+
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    key: Key
+    epoch: int
+    held: bool
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    key: Key
+
+
+class Renew(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    keys: list[Key]
+
+
+ControlMessage = Want | Ready | Done | Fail | Confirm | Confirmed | Drop | Renew
+
+MAX_CONTROL_BYTES = 1 << 20

@@ -1,0 +1,100 @@
+"""What every transport offers, and how one is chosen for a pair.
+
+An `Endpoint` owns one registered pool region. Peers are told how to reach it by its `TransportOffer`; `connect` opens a
+`Connection`, over which the *reader* pulls bytes out of the *owner's* pool: nobody ever writes another's pool.
+
+Nothing here blocks the caller. `connect` and `pull` return at once; when `fileno()` turns readable, `poll()` returns what
+happened. All calls come from the engine core's one thread; a transport may use threads of its own for the copying.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from kvtransfer.layout import Copies
+
+
+class TransportOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to read a pool. Travels as JSON inside `endpoint_info`; `address` is the transport's own business."""
+
+    transport: str  # "shm" | "tcp"
+    host_id: str  # equal on two endpoints that share a kernel: boot id plus network namespace
+    address: dict[str, str | int]
+    pool_bytes: int
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """A connection is ready to pull. `gigabytes_per_s` is measured by the probe read at connect, 0.0 if none was made."""
+
+    connection: Connection
+    gigabytes_per_s: float
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """All bytes of one pull lie in our pool (not yet believed: the owner must confirm its epoch first)."""
+
+    transfer_id: int
+    num_bytes: int
+    seconds: float
+
+
+class PullFailed(msgspec.Struct, frozen=True):
+    transfer_id: int
+    reason: str
+
+
+class ConnectionLost(msgspec.Struct, frozen=True):
+    """The owner died, closed, or broke the protocol; every pull under way on it has had its PullFailed."""
+
+    connection: Connection
+    reason: str
+
+
+class ReaderLost(msgspec.Struct, frozen=True):
+    """On the owner's side: the peer that connected under `peer_id` is gone."""
+
+    peer_id: str
+
+
+Event = Connected | Pulled | PullFailed | ConnectionLost | ReaderLost
+
+
+class Connection(Protocol):
+    """This side reads, the other side owns."""
+
+    peer_id: str
+    transport: str
+
+    def pull(self, transfer_id: int, copies: Copies, deadline_s: float) -> None:
+        """Copies byte ranges of the peer's pool into ours: Pulled or PullFailed follows, once, within the deadline.
+        Raises ValueError at once when a range lies outside either pool."""
+
+    def close(self) -> None:
+        """Idempotent. Pulls under way fail with PullFailed; no byte is written into our pool after that event."""
+
+
+class Endpoint(Protocol):
+    """One transport over one pool."""
+
+    transport: str
+
+    def offer(self) -> TransportOffer: ...
+
+    def admit(self, peer_id: str, secret: bytes) -> None:
+        """From now on the peer that proves `secret` may read; replaces what was admitted under the same id."""
+
+    def expel(self, peer_id: str) -> None:
+        """Closes the peer's reading connections and forgets its secret. Idempotent."""
+
+    def connect(self, peer_id: str, offer: TransportOffer, my_id: str, secret: bytes, deadline_s: float) -> Connection:
+        """Starts to connect, proving `secret` to the owner by HMAC over its challenge: Connected or ConnectionLost follows."""
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+
+    def poll(self) -> list[Event]: ...
+
+    def close(self) -> None:
+        """Closes every connection, joins every thread, leaves no file behind."""
