@@ -1,0 +1,183 @@
+"""Settings of every Tandem command: one frozen class each, filled from flags, environment and a YAML file.
+
+    class EngineSettings(Settings):
+        model_config = SettingsConfigDict(env_prefix="TANDEM_ENGINE_")
+        port: int = setting(23333, "port to listen on", group="Network", ge=1, le=65535)
+
+    settings = load(EngineSettings, sys.argv[1:], prog="engine", description="…", example="engine --port 9000")
+
+Flags win over the environment, the environment over `--config file.yaml`, the file over the defaults. A name that no
+field has is refused wherever it stands, with the nearest name that exists. Sizes take units (512MiB, 2GB); lists are
+repeatable and comma-separated. Keys are `SecretStr`, so that no log and no repr shows them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ByteSize, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from engine.api.flags import Flag, SettingsError, flags_of, parse, setting, unknown_text
+
+__all__ = ["Settings", "SettingsConfigDict", "SettingsError", "load", "setting"]
+
+_PRECEDENCE = """\
+Flags win over the environment, the environment over --config, that over the defaults.
+--max-size is {prefix}MAX_SIZE in the environment and max_size (or max-size) in the file."""
+
+
+class Settings(BaseSettings):
+    """Base of every settings class. Subclasses set `env_prefix` in their model_config."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    config: Path | None = setting(None, "YAML file with any of these settings", group="General")
+
+    @classmethod
+    def flags(cls) -> dict[str, Flag]:
+        """Field name → its flag, environment name and documentation."""
+        return flags_of(cls, cls.model_config.get("env_prefix", ""))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls), _YamlFile(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
+        flag = cls.flags()[str(info.field_name)]
+        if flag.many:
+            return _split(value)
+        if flag.kind is ByteSize and isinstance(value, str):
+            return _size(value)
+        return value
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def load(
+    settings: type[SettingsType], argv: Sequence[str], prog: str, description: str, example: str = ""
+) -> SettingsType:
+    """The settings of this process. Exits 0 after --help and --version; exits 2 when they cannot be used, with one line
+    on stderr that says what is wrong and where it was said."""
+    try:
+        return read(settings, argv, prog, description, example)
+    except SettingsError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read(
+    settings: type[SettingsType], argv: Sequence[str], prog: str, description: str, example: str = ""
+) -> SettingsType:
+    """`load`, raising SettingsError instead of leaving the process."""
+    epilog = _PRECEDENCE.format(prefix=settings.model_config.get("env_prefix", ""))
+    if example:
+        epilog += "\n\nexample:\n" + "\n".join("  " + line for line in example.strip().splitlines())
+    said = parse(settings.flags(), argv, prog, description, epilog)
+    try:
+        return settings(**said)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, settings.flags(), said)) from None
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """Each field's own name in the environment; unknown names under our prefix are refused, they are misspellings."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise AssertionError("read as a whole, by __call__")
+
+    def __call__(self) -> dict[str, Any]:
+        prefix = self.config.get("env_prefix", "")
+        field_of = {flag.env: name for name, flag in flags_of(self.settings_cls, prefix).items()}
+        for name in os.environ:
+            if prefix and name.startswith(prefix) and name not in field_of:
+                raise SettingsError(unknown_text("environment variable", name, field_of))
+        return {field: os.environ[name] for name, field in field_of.items() if os.environ.get(name)}
+
+
+class _YamlFile(PydanticBaseSettingsSource):
+    """The file that `config` names in a source of higher precedence."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise AssertionError("read as a whole, by __call__")
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        flags = flags_of(self.settings_cls, self.config.get("env_prefix", "")).values()
+        field_of = {name: flag.field for flag in flags for name in (flag.field, *flag.aliases)}
+        found: dict[str, Any] = {}
+        for key, value in _mapping(Path(path)).items():
+            name = str(key).replace("-", "_")
+            if name not in field_of or name == "config":
+                raise SettingsError(f"{path}: {unknown_text('key', str(key), field_of)}")
+            found[field_of[name]] = value
+        return found
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"--config {path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: expected 'name: value' lines, got a {type(content).__name__}")
+    return content
+
+
+def _split(value: Any) -> Any:
+    """A list from "a,b", ["a,b", "c"] or ["a", "b"]."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list | tuple):
+        return tuple(part for item in value for part in (_split(item) if isinstance(item, str) else (item,)))
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise ValueError("expected a size like 512MiB or 2GB") from None
+
+
+def _explain(error: ValidationError, flags: dict[str, Flag], said: dict[str, Any]) -> str:
+    """All that is wrong, on one line, each beside the place where it was said. Never shows a value: it may be a key."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        lines.append(f"{_where(flags[name], flags, said)}: {message}" if name in flags else message)
+    return "; ".join(lines)
+
+
+def _where(flag: Flag, flags: dict[str, Flag], said: dict[str, Any]) -> str:
+    if flag.field not in said and os.environ.get(flag.env):
+        return flag.env
+    file = said.get("config") or os.environ.get(flags["config"].env)
+    if flag.field not in said and file:
+        return f"{file}: {flag.field}"
+    return flag.options[0]
