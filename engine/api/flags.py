@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,8 +32,8 @@ def setting(
     env: str | None = None,
     **constraints: Any,
 ) -> Any:
-    """A settings field. `aliases` are further flag names (snake_case); `env` is an environment name of its own, instead of
-    prefix and field name; `constraints` are pydantic's (ge, le, gt, pattern …)."""
+    """A settings field. `aliases` are further flag names (snake_case); `env` is an environment name in place of
+    prefix plus field name; `constraints` are pydantic's (ge, le, gt, pattern …)."""
     notes: dict[str, Any] = {"group": group, "unit": unit, "aliases": list(aliases), "env": env}
     return Field(default, description=description, json_schema_extra=notes, **constraints)
 
@@ -46,7 +47,7 @@ class Flag:
     """How one field looks on a command line."""
 
     field: str
-    kind: type  # of one value: bool, str, int, float, Path, ByteSize, SecretStr
+    kind: type  # of one value: bool, str, int, float, Path, ByteSize, SecretStr, an Enum
     many: bool  # a list: repeatable, and comma-separated
     choices: tuple[str, ...]
     default: str  # as shown in --help; empty when there is none to show
@@ -113,6 +114,8 @@ def _shape(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:
         return kind, True, choices
     if origin is typing.Literal:
         return str, False, tuple(str(argument) for argument in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return annotation, False, tuple(member.name.lower() for member in annotation)
     return (annotation if isinstance(annotation, type) else str), False, ()
 
 
@@ -122,6 +125,8 @@ def _shown(field: FieldInfo, kind: type) -> str:
         return ""
     if kind is bool:
         return "on" if default else "off"
+    if isinstance(default, Enum):
+        return default.name.lower()
     if isinstance(default, list | tuple):
         return ",".join(str(value) for value in default)
     return "" if default is None or default == "" else str(default)
@@ -183,3 +188,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
         super().add_usage("%(prog)s [flags]", actions, groups, prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = str(action.metavar)
+        return f"{', '.join(action.option_strings)} {f'[{value}]' if action.nargs == '?' else value}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ __all__ = ["Settings", "SettingsConfigDict", "SettingsError", "load", "setting"]
 
 _PRECEDENCE = """\
 Flags win over the environment, the environment over --config, that over the defaults.
---max-size is {prefix}MAX_SIZE in the environment and max_size (or max-size) in the file."""
+{flag} is {env} in the environment and {field} in the file."""
 
 
 class Settings(BaseSettings):
@@ -64,6 +65,8 @@ class Settings(BaseSettings):
             return _split(value)
         if flag.kind is ByteSize and isinstance(value, str):
             return _size(value)
+        if issubclass(flag.kind, Enum) and isinstance(value, str):
+            return _member(flag, value)
         return value
 
 
@@ -86,14 +89,18 @@ def read(
     settings: type[SettingsType], argv: Sequence[str], prog: str, description: str, example: str = ""
 ) -> SettingsType:
     """`load`, raising SettingsError instead of leaving the process."""
-    epilog = _PRECEDENCE.format(prefix=settings.model_config.get("env_prefix", ""))
-    if example:
-        epilog += "\n\nexample:\n" + "\n".join("  " + line for line in example.strip().splitlines())
-    said = parse(settings.flags(), argv, prog, description, epilog)
+    said = parse(settings.flags(), argv, prog, description, _epilog(settings.flags(), example))
     try:
         return settings(**said)
     except ValidationError as error:
         raise SettingsError(_explain(error, settings.flags(), said)) from None
+
+
+def _epilog(flags: dict[str, Flag], example: str) -> str:
+    shown = next((flag for flag in flags.values() if "_" in flag.field), flags["config"])
+    text = _PRECEDENCE.format(flag=shown.options[0], env=shown.env, field=shown.field)
+    lines = ["  " + line for line in example.strip().splitlines()]
+    return "\n".join([text, "", "examples:", *lines]) if lines else text
 
 
 class _Environment(PydanticBaseSettingsSource):
@@ -164,11 +171,19 @@ def _size(text: str) -> int:
         raise ValueError("expected a size like 512MiB or 2GB") from None
 
 
+def _member(flag: Flag, text: str) -> Any:
+    """The enum's member of this name, in whatever case."""
+    if text.lower() not in flag.choices:
+        raise ValueError(f"must be {' or '.join(map(repr, flag.choices))}")
+    return next(member for member in flag.kind if member.name.lower() == text.lower())  # type: ignore[attr-defined]
+
+
 def _explain(error: ValidationError, flags: dict[str, Flag], said: dict[str, Any]) -> str:
     """All that is wrong, on one line, each beside the place where it was said. Never shows a value: it may be a key."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        message = message.replace("Field required", "is required")
         name = str(problem["loc"][0]) if problem["loc"] else ""
         lines.append(f"{_where(flags[name], flags, said)}: {message}" if name in flags else message)
     return "; ".join(lines)
