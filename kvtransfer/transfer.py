@@ -3,8 +3,8 @@
 An `Endpoint` owns one registered pool region. Peers are told how to reach it by its `TransportOffer`; `connect` opens a
 `Connection`, over which the *reader* pulls bytes out of the *owner's* pool: nobody ever writes another's pool.
 
-Nothing here blocks the caller. `connect` and `pull` return at once; when `fileno()` turns readable, `poll()` returns what
-happened. All calls come from the engine core's one thread; a transport may use threads of its own for the copying.
+Nothing here blocks the caller. `connect` and `pull` return at once; when `fileno()` turns readable, `poll()` returns
+what happened. All calls come from the engine core's one thread; a transport may use threads of its own for the copying.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TransportOffer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Connected(msgspec.Struct, frozen=True):
-    """A connection is ready to pull. `gigabytes_per_s` is measured by the probe read at connect, 0.0 if none was made."""
+    """A connection is ready to pull. `gigabytes_per_s` is what the probe read at connect measured, 0.0 without one."""
 
     connection: Connection
     gigabytes_per_s: float
@@ -89,7 +89,8 @@ class Endpoint(Protocol):
         """Closes the peer's reading connections and forgets its secret. Idempotent."""
 
     def connect(self, peer_id: str, offer: TransportOffer, my_id: str, secret: bytes, deadline_s: float) -> Connection:
-        """Starts to connect, proving `secret` to the owner by HMAC over its challenge: Connected or ConnectionLost follows."""
+        """Starts to connect, proving `secret` to the owner by HMAC over its challenge. Connected or ConnectionLost
+        follows, within the deadline; ConnectionLost too when it is closed before it was Connected."""
 
     def fileno(self) -> int:
         """Readable when `poll` has something."""
