@@ -156,13 +156,18 @@ HandoffHeader = GiveHeader | TakeHeader
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """What the proxy knows of a node. `latency` holds the last 15, in seconds; `speed` is a relative weight."""
+    """What the proxy knows of a node. `latency` holds the last 15, in seconds; `speed` is a relative weight.
+
+    `incarnation` is ours: an engine says it with every registration, so that the proxy can tell a heartbeat from a
+    restart. Absent on the wire wherever it is not set.
+    """
 
     role: EngineRole = EngineRole.HYBRID
     models: list[str] | None = []
     unfinished: int = 0
     latency: list[float] = []
     speed: int | float | None = None
+    incarnation: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Node(msgspec.Struct, kw_only=True):
