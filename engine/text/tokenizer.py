@@ -1,0 +1,67 @@
+"""Text to token ids and back, from a Hugging Face directory or a GGUF file, without importing torch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from engine.models.resolve import resolve
+from engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from engine.text.template import ChatTemplate
+from engine.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LONG_TEXT_CHARACTERS: Final = 16_384  # about 5 ms of encoding: longer texts go to a thread
+
+# One text is never worth a pool of threads, and the engine's cores have other work.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Tokenizer:
+    """Thread-safe after construction. `template` is None for a model that has no chat template."""
+
+    def __init__(self, fast: PreTrainedTokenizerFast, template: ChatTemplate | None) -> None:
+        self._backend = fast.backend_tokenizer
+        self.vocabulary = Vocabulary(self._backend)
+        self.template = template
+
+    @classmethod
+    def load(cls, path_or_name: str | Path, chat_template: str | None = None) -> Self:
+        """`chat_template` is a Jinja file or the template itself, in place of the model's own.
+
+        Raises ModelNotFound, or ValueError when what is there holds no usable tokenizer or template.
+        """
+        from engine.text import sources
+
+        path = resolve(str(path_or_name))
+        fast = sources.from_gguf(path) if path.is_file() else sources.from_directory(path)
+        return cls(fast, ChatTemplate.choose(chat_template, fast))
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """`add_special_tokens` for plain prompts (BOS where the model wants it), not for rendered chats."""
+        # The batch call, other than the single one, lets other Python threads run meanwhile.
+        encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        ids: list[int] = encoding.ids
+        return ids
+
+    async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
+        """`encode`, in a thread when the text is long enough to hold up the event loop."""
+        if len(text) < LONG_TEXT_CHARACTERS:
+            return self.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.encode, text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
+        """A fresh incremental decoder for one answer."""
+        if not self.vocabulary.is_byte_level:
+            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens))
+        visible = self.vocabulary.visible_bytes if skip_special_tokens else self.vocabulary.token_bytes
+        return ByteDetokenizer(visible)
