@@ -1,11 +1,117 @@
-"""The API process's side of the core: submit a request, read its deltas, and never lose one."""
+"""The API process's side of the core: start it, submit requests, read their deltas, and never lose one.
+
+generate() ──Submit──▶ core        one PAIR socket in a private directory; msgpack both ways
+   ▲                     │
+Mailbox ◀──Deltas (one message a step) ──┘
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator
+from typing import Self
+from urllib.parse import urlsplit
 
-from engine.core import Delta, ModelInfo, Request
-from engine.messages import LinkCommand, Stats
+import msgspec
+import zmq
+
+from engine.api.errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TandemError,
+    Unavailable,
+)
+from engine.config import EngineSettings
+from engine.core import Delta, FinishReason, ModelInfo, Request
+from engine.messages import (
+    Abort,
+    Call,
+    CoreSettings,
+    Deltas,
+    FromCore,
+    LinkCommand,
+    Ready,
+    Reply,
+    Stats,
+    Submit,
+    ToCore,
+)
+
+logger = logging.getLogger(__name__)
+
+WILDCARDS = ("0.0.0.0", "::", "")
+CALL_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+MAX_QUEUED_MESSAGES = 100_000
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(FromCore).decode
+_ERRORS: dict[int, type[TandemError]] = {400: InvalidRequest, 404: NotFound, 409: Conflict, 503: Unavailable}
+
+
+def core_settings(settings: EngineSettings) -> CoreSettings:
+    """The core's part of the settings."""
+    host = settings.transfer_host or settings.host
+    if host in WILDCARDS and settings.advertise_url:
+        host = urlsplit(settings.advertise_url).hostname or host
+    return CoreSettings(
+        model=settings.model,
+        served_model_name=settings.model_name,
+        role=settings.role,
+        dtype=settings.dtype,
+        device=settings.device,
+        num_threads=settings.num_threads,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_bytes=int(settings.kv_cache_memory),
+        block_size=settings.block_size,
+        transports=settings.transports,
+        require_transport=settings.require_transport,
+        transfer_host=host,
+        cluster_key=settings.cluster_key.get_secret_value().encode() if settings.cluster_key else b"",
+        lease_seconds=settings.lease_seconds,
+        handoff_timeout=settings.handoff_timeout,
+        log_level=settings.log_level,
+    )
+
+
+class Mailbox:
+    """What one request has been told and its reader has not yet read: at most one delta, merged."""
+
+    def __init__(self) -> None:
+        self._delta: Delta | None = None
+        self._arrived = asyncio.Event()
+
+    def put(self, delta: Delta) -> None:
+        waiting = self._delta
+        if waiting is None:
+            self._delta = delta
+        else:
+            waiting.tokens += delta.tokens
+            waiting.logprobs += delta.logprobs
+            waiting.finish_reason, waiting.error = delta.finish_reason, delta.error
+            waiting.error_status, waiting.block_ids = delta.error_status, delta.block_ids
+        self._arrived.set()
+
+    async def get(self) -> Delta:
+        await self._arrived.wait()
+        self._arrived.clear()
+        delta, self._delta = self._delta, None
+        assert delta is not None, "one reader a mailbox"
+        return delta
 
 
 class CoreClient:
@@ -14,19 +120,204 @@ class CoreClient:
     model: ModelInfo
     control_address: str
     incarnation: str
-    stats: Stats | None  # the latest
 
-    def generate(self, request: Request) -> AsyncIterator[Delta]:
-        """Deltas of one request, the last with a finish reason. Closing the iterator early (client gone) aborts it in the
-        core. Raises Overloaded when the bounded queue is full, InvalidRequest when it can never fit, Unavailable when the
-        core has died."""
-        raise NotImplementedError
+    def __init__(self, settings: EngineSettings) -> None:
+        self.stats: Stats | None = None
+        self._settings = settings
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._next_call = 0
+        self._tokens_per_s = 0.0
+        self._stats_at = 0.0
+        self._directory = tempfile.mkdtemp(prefix="tandem-")  # mode 0700: only this user can speak to the core
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._address = f"ipc://{self._directory}/core"
 
-    async def call(self, command: LinkCommand) -> bytes:
-        """msgpack of the reply's value. Raises the TandemError that the core answered, or DeadlineExceeded."""
-        raise NotImplementedError
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, settings: EngineSettings) -> AsyncIterator[Self]:
+        """Spawns the core and waits until its model is loaded. Raises Unavailable when it ends before that."""
+        client = cls(settings)
+        try:
+            await client._spawn()
+            yield client
+        finally:
+            await client._stop()
 
     @property
     def alive(self) -> bool:
         """False once the core process has ended."""
-        raise NotImplementedError
+        return self._process.returncode is None
+
+    async def ended(self) -> int:
+        """Waits for the core process to end; its exit code."""
+        return await self._process.wait()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not had their last delta."""
+        return len(self._mailboxes)
+
+    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """Deltas of one request, the last with a finish reason. Closing the iterator early (client gone) aborts it in
+        the core. Raises Overloaded when the bounded queue is full, InvalidRequest when it can never fit, Unavailable
+        when the core has died, DeadlineExceeded after `request_timeout` seconds."""
+        self._admit(request)
+        mailbox = self._mailboxes[request.id] = Mailbox()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout):
+                self._send(Submit(request))
+                while request.id in self._mailboxes:
+                    delta = await mailbox.get()
+                    if delta.finish_reason is not None:
+                        del self._mailboxes[request.id]
+                    yield delta
+        except TimeoutError as error:
+            limit = f"{self._settings.request_timeout:g} s"
+            raise DeadlineExceeded(f"the request was not done within {limit}") from error
+        finally:
+            if self._mailboxes.pop(request.id, None) is not None and self.alive:
+                self._send(Abort(request.id))
+
+    async def call(self, command: LinkCommand) -> bytes:
+        """msgpack of the reply's value. Raises the TandemError that the core answered, or DeadlineExceeded."""
+        self._check_alive()
+        self._next_call += 1
+        call_id = self._next_call
+        future = self._calls[call_id] = self._loop.create_future()
+        try:
+            self._send(Call(call_id, command))
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                reply = await future
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the engine core did not answer within {CALL_TIMEOUT_S:g} s") from error
+        finally:
+            del self._calls[call_id]
+        if reply.error is not None:
+            raise _ERRORS.get(reply.status, TandemError)(reply.error)
+        return bytes(reply.value)
+
+    def _admit(self, request: Request) -> None:
+        self._check_alive()
+        length = len(request.prompt)
+        if length >= self.model.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {length} tokens; this engine holds {self.model.max_model_len} of prompt and answer"
+            )
+        if len(self._mailboxes) >= self._settings.max_queue + self._settings.max_num_seqs:
+            raise Overloaded(
+                f"{len(self._mailboxes)} requests are running or waiting; try again later",
+                retry_after_s=self._retry_after_s(),
+            )
+        assert request.id not in self._mailboxes, f"request id {request.id} is in use"
+
+    def _retry_after_s(self) -> int:
+        """When about half of what is waiting will be done, at the measured speed."""
+        waiting = self.stats.waiting_tokens if self.stats is not None else 0
+        return max(1, min(60, math.ceil(waiting / max(self._tokens_per_s, 1.0) / 2)))
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise Unavailable(f"the engine core has died with exit code {self._process.returncode}")
+
+    async def _spawn(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._socket.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(self._address)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "engine.process",
+            self._address,
+            stdin=asyncio.subprocess.PIPE,
+            env=self._environment(),
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(core_settings(self._settings)))  # not argv: it holds keys
+        self._process.stdin.close()
+        self._loop.add_reader(self._socket, self._receive)
+        self._watcher = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.timeout(self._settings.startup_timeout):
+                await self._ready
+        except TimeoutError as error:
+            raise Unavailable(f"the engine core was not ready within {self._settings.startup_timeout:g} s") from error
+
+    def _environment(self) -> dict[str, str]:
+        """Torch reads its thread count when it is imported."""
+        threads = self._settings.num_threads
+        return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+    async def _watch(self) -> None:
+        """Nobody waits for a dead core."""
+        code = await self._process.wait()
+        message = f"the engine core ended with exit code {code}"
+        if not self._ready.done():
+            self._ready.set_exception(Unavailable(f"{message} before it was ready; its log says why"))
+        for request_id, mailbox in self._mailboxes.items():
+            mailbox.put(Delta(request_id=request_id, finish_reason=FinishReason.ERROR, error=message, error_status=503))
+        for call_id, future in self._calls.items():
+            if not future.done():
+                future.set_result(Reply(call_id, error=message, status=503))
+
+    def _send(self, message: ToCore) -> None:
+        try:
+            self._socket.send(_encode(message), zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise Unavailable("the engine core does not read its queue") from error
+        self._loop.call_soon(self._receive)  # sending may have consumed the edge that announces incoming messages
+
+    def _receive(self) -> None:
+        """Reads all there is: ZMQ's descriptor signals edges, not levels."""
+        while True:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.ZMQError:  # nothing more, or closed meanwhile
+                return
+            self._handle(_decode(frame))
+
+    def _handle(self, message: FromCore) -> None:
+        match message:
+            case Deltas(deltas):
+                for delta in deltas:
+                    mailbox = self._mailboxes.get(delta.request_id)
+                    if mailbox is not None:
+                        mailbox.put(delta)
+            case Stats():
+                self._measure(message)
+            case Reply():
+                future = self._calls.get(message.call_id)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            case Ready():
+                self.model, self.incarnation = message.model, message.incarnation
+                self.control_address = message.control_address
+                if not self._ready.done():
+                    self._ready.set_result(None)
+
+    def _measure(self, stats: Stats) -> None:
+        now = time.monotonic()
+        if self.stats is not None and stats.num_running:
+            done = stats.prompt_tokens + stats.output_tokens - self.stats.prompt_tokens - self.stats.output_tokens
+            self._tokens_per_s = done / max(now - self._stats_at, 1e-3)
+        self.stats, self._stats_at = stats, now
+
+    async def _stop(self) -> None:
+        """Ends the core, kindly and then not, and leaves nothing behind."""
+        if hasattr(self, "_process"):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+            await self._watcher
+            self._loop.remove_reader(self._socket)
+        self._socket.close(linger=0)
+        self._context.term()
+        shutil.rmtree(self._directory, ignore_errors=True)

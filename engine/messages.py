@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.core import Delta, ModelInfo, Request
+from engine.core import Delta, ModelInfo, Request, Role
+
+
+class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the core needs of the engine's settings; the first thing it is told, on its standard input."""
+
+    model: str
+    served_model_name: str
+    role: Role
+    dtype: str
+    device: str
+    num_threads: int | None
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_bytes: int
+    block_size: int
+    transports: tuple[str, ...]
+    require_transport: str | None
+    transfer_host: str
+    cluster_key: bytes
+    lease_seconds: float
+    handoff_timeout: float
+    log_level: str
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -26,6 +49,7 @@ class Initialize(msgspec.Struct, frozen=True, tag="initialize"):
     """p2p_initialize: make this peer's EndpointInfo. Reply: EndpointInfo."""
 
     peer: str
+    me: str  # the id under which the peer will know this engine
 
 
 class Connect(msgspec.Struct, frozen=True, tag="connect"):
@@ -75,6 +99,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Sent about once a second and after the last request of a burst; counters only grow."""
 
     num_waiting: int
+    waiting_tokens: int  # known and not yet computed, of all sequences
     num_running: int
     num_handoff: int  # EXPECTED, RESERVING, PULLING or HELD
     blocks_free: int
@@ -87,6 +112,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     transferred_tokens: int
     recomputed_tokens: int  # prompts decode had to compute because no hand-off came
     transferred_bytes: int
+    pull_seconds: float  # spent copying
+    exposed_seconds: float  # of a hand-off's end that prefill did not hide: from the last announcement to belief
     links: list[LinkStats] = []
 
 

@@ -7,11 +7,14 @@ the owner handed out in its endpoint information, which is how the owner knows w
     D ── Want ─────────────▶ P      decode has reserved its blocks
     D ◀───────────── Ready ─ P      more full blocks are computed (repeats)
     D ◀────────────── Done ─ P      the prompt is computed; the first token
-    D ── Confirm ──────────▶ P      the last read has ended; was the lease alive throughout?
-    D ◀───────── Confirmed ─ P      yes: believe what you read; the lease ends here
+    D ══ reads the epoch word ══    the last read has ended; was the lease alive throughout?
+    D ── Release ──────────▶ P      the hand-off is over, read or not; idempotent
     D ── Renew ────────────▶ P      every few seconds while anything is open
-    D ── Drop ─────────────▶ P      this hand-off will not be read (abort); idempotent
     D ◀────────────── Fail ─ P      this hand-off will not come
+
+The epoch is not asked for by message, because the owner's thread may be deep in a forward pass. The owner keeps one 64-bit
+word for each lease behind its pool: the lease's epoch while it lives, 0 from the moment it ends. The reader pulls that
+word like any other bytes, after its last read; one-sided, so it costs the owner nothing and works the same over RDMA.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from kvtransfer.layout import KVLayout
 from kvtransfer.transfer import TransportOffer
 
 PROTOCOL_VERSION = 1
+MAX_CONTROL_BYTES = 1 << 20  # a Done of 100,000 block ids fits
 
 
 class MigrationProtocol(IntEnum):
@@ -54,7 +58,7 @@ class EndpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     layout: KVLayout
     offers: list[TransportOffer]
     routing_id: str  # hex; the DEALER identity this peer must use on our control channel
-    secret: str  # hex; proves this peer to our transports. Drawn for this link alone
+    secret: str  # hex; with the cluster key it proves this peer to our transports. Drawn for this link alone
 
 
 class Key(msgspec.Struct, frozen=True, array_like=True):
@@ -66,14 +70,15 @@ class Key(msgspec.Struct, frozen=True, array_like=True):
 
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=1):
     key: Key
-    incarnation: str  # of the owner, as we know it: another one refuses
+    incarnation: str  # of the owner, as the reader knows it: another one refuses
     prompt_length: int
-    num_held: int  # leading tokens decode has already (a multiple of the owner's block size)
+    promised: bool  # the owner's part may still be on its way; otherwise an unknown key fails at once
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=2):
     key: Key
     epoch: int
+    epoch_slot: int  # which epoch word behind the owner's pool
     blocks: list[int]  # the next blocks, in order, after those announced before
     num_computed: int  # tokens readable in all blocks announced so far
 
@@ -81,37 +86,27 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=2):
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=3):
     key: Key
     epoch: int
+    epoch_slot: int
     blocks: list[int]
     num_computed: int  # the prompt's length
     first_token: int
-    logprobs: bytes  # msgpack of core.TokenLogprobs, or empty
+    logprobs: bytes  # msgpack of the first token's log-probabilities, or empty
     num_cached: int  # prompt tokens that prefill found in its prefix cache
 
 
 class Fail(msgspec.Struct, frozen=True, array_like=True, tag=4):
     key: Key
     reason: str
+    unknown: bool = False  # the owner holds no such session: forged, expired or already read
 
 
-class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    key: Key
-    epoch: int
-
-
-class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    key: Key
-    epoch: int
-    held: bool
-
-
-class Drop(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Release(msgspec.Struct, frozen=True, array_like=True, tag=5):
     key: Key
 
 
-class Renew(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Renew(msgspec.Struct, frozen=True, array_like=True, tag=6):
     keys: list[Key]
 
 
-ControlMessage = Want | Ready | Done | Fail | Confirm | Confirmed | Drop | Renew
-
-MAX_CONTROL_BYTES = 1 << 20
+FromReader = Want | Release | Renew
+FromOwner = Ready | Done | Fail

@@ -1,0 +1,93 @@
+"""Builds an engine core from its settings: model, pool, transports, scheduler, hand-offs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import zmq
+
+from engine.cache.leases import LeaseTable
+from engine.cache.pool import BlockPool
+from engine.core import ModelInfo, Role
+from engine.engine import Engine
+from engine.messages import CoreSettings
+from engine.migrate.giving import Giving
+from engine.migrate.links import LinkPolicy, Links
+from engine.migrate.taking import Taking
+from engine.requests import Requests
+from engine.run.local import LocalExecutor
+from engine.scheduler import Scheduler
+from kernels import cpu
+from kvtransfer import epochs
+from kvtransfer.memory import Region
+from kvtransfer.transfer import Endpoint, open_endpoint
+
+RENEWALS_PER_LEASE = 4
+
+
+@dataclass(slots=True)
+class Assembly:
+    """An engine core's parts, and the order in which they end."""
+
+    model: ModelInfo
+    engine: Engine
+    links: Links
+    endpoints: dict[str, Endpoint]
+    region: Region
+
+    def close(self) -> None:
+        self.links.close()
+        for endpoint in self.endpoints.values():
+            endpoint.close()
+        self.region.close()
+
+
+def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], incarnation: str) -> Assembly:
+    """Loads the model and builds everything around it. ValueError, MemoryError and OSError say what to change."""
+    executor = LocalExecutor(
+        settings.model,
+        served_name=settings.served_model_name,
+        dtype=settings.dtype,
+        device=settings.device,
+        block_size=settings.block_size,
+        num_threads=settings.num_threads,
+        max_model_len=settings.max_model_len,
+    )
+    layout = executor.layout(executor.num_blocks(settings.kv_cache_bytes))
+    region = Region.allocate(epochs.region_bytes(layout))
+    executor.attach(region.buffer[: layout.pool_bytes])
+    executor.warm_up()
+    model = executor.model_info(layout.num_blocks)
+    endpoints = {
+        name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
+    }
+    requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
+    scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
+    policy = LinkPolicy(
+        cluster_key=settings.cluster_key,
+        transports=settings.transports,
+        require_transport=settings.require_transport,
+        reads=settings.role is not Role.PREFILL,
+    )
+    links = Links(
+        context,
+        settings.transfer_host,
+        incarnation,
+        model,
+        layout,
+        endpoints,
+        policy,
+    )
+    leases = LeaseTable(epochs.owner_words(layout, region.buffer), settings.lease_seconds)
+    giving = Giving(scheduler, requests, leases, links.send_to_reader, incarnation, settings.handoff_timeout)
+    taking = Taking(
+        scheduler,
+        requests,
+        layout,
+        epochs.reader_words(layout, region.buffer),
+        links.source_of,
+        timeout_s=settings.handoff_timeout,
+        renew_s=settings.lease_seconds / RENEWALS_PER_LEASE,
+    )
+    links.on_source_lost = taking.source_lost
+    return Assembly(model, Engine(executor, scheduler, requests, giving, taking), links, endpoints, region)

@@ -1,0 +1,97 @@
+"""One engine core: what it is asked, and the step that answers. Read this first.
+
+    submit ─▶ scheduler ─▶ schedule ─▶ execute ─▶ update ─▶ deltas
+                  ▲                                 │
+                  └── giving / taking (hand-offs) ──┘
+
+Everything here runs on one thread and never waits; the process around it (engine/process.py) owns the sockets.
+"""
+
+from __future__ import annotations
+
+from engine.core import Delta, Give, Request, Sequence, Status, Step, StepOutput, Take, TokenLogprobs
+from engine.migrate.giving import Giving
+from engine.migrate.taking import Taking
+from engine.requests import Requests
+from engine.run.executor import Executor
+from engine.scheduler import Scheduler
+
+
+class Engine:
+    """Continuous batching over one executor, with both sides of a hand-off."""
+
+    def __init__(
+        self, executor: Executor, scheduler: Scheduler, requests: Requests, giving: Giving, taking: Taking
+    ) -> None:
+        self.executor = executor
+        self.scheduler = scheduler
+        self.requests = requests
+        self.giving = giving
+        self.taking = taking
+        self.steps = 0
+
+    def submit(self, request: Request, now: float) -> None:
+        """Takes a request in. Validation is done: it fits the model and the pool."""
+        sequence = self.requests.open(request, now)
+        match request.handoff:
+            case Give():
+                self.giving.expect(sequence)
+            case Take():
+                self.taking.expect(sequence)
+            case None:
+                self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """The client went away. Idempotent; a request that has ended stays ended, and a lease it left stays alive."""
+        sequence = self.requests.get(request_id)
+        if sequence is None:
+            return
+        self.requests.discard(sequence)
+        if sequence.status is Status.PULLING:
+            self.taking.cancel(sequence)
+        elif isinstance(sequence.request.handoff, Give):
+            self.giving.cancel(sequence)
+        else:
+            self.scheduler.remove(sequence)
+
+    def step(self) -> bool:
+        """schedule, execute, update; False when there was nothing to compute."""
+        step = self.scheduler.schedule()
+        for sequence in self.scheduler.take_reserved():
+            self.taking.begin(sequence)
+        if step is None:
+            return False
+        output = self.executor.execute(step)
+        self._update(step, output)
+        self.steps += 1
+        return True
+
+    def deltas(self) -> list[Delta]:
+        """What there is to tell the API process since the last call."""
+        return self.requests.drain()
+
+    def check_integrity(self) -> None:
+        """Every block is held by exactly one sequence or free; an engine with nothing to hold holds nothing."""
+        holders = [*self.scheduler.running, *self.scheduler.pulling, *self.giving.held()]
+        held = sum(len(sequence.block_table) for sequence in holders)
+        pool = self.scheduler.pool
+        assert held + pool.num_free == pool.num_blocks, (
+            f"{held} blocks held and {pool.num_free} free of {pool.num_blocks}"
+        )
+
+    def _update(self, step: Step, output: StepOutput) -> None:
+        sampled = zip(output.tokens, output.logprobs, strict=True)
+        for row, (sequence, count) in enumerate(zip(step.sequences, step.num_new, strict=True)):
+            samples = step.samples(row)
+            sequence.num_computed += count
+            if samples:
+                token, logprobs = next(sampled)
+                self._advance(sequence, token, logprobs)
+            elif isinstance(sequence.request.handoff, Give):
+                self.giving.progress(sequence)
+
+    def _advance(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
+        if isinstance(sequence.request.handoff, Give):
+            self.giving.done(sequence, token, logprobs)
+        elif self.requests.append(sequence, token, logprobs):
+            self.scheduler.remove(sequence)

@@ -1,0 +1,356 @@
+"""The reader's side of hand-offs: pull a prompt's blocks while they are computed elsewhere, believe them, go on.
+
+    RESERVING ─▶ PULLING: Want ─▶ (Ready ─▶ pull)* ─▶ Done ─▶ pull ─▶ read the epoch word ─▶ RUNNING, Release
+                     └─ any failure ─▶ RUNNING with nothing computed: decode reads the prompt itself
+
+The first token travels in Done and goes to the client at once; only the tokens after it wait for the last pull. A pull
+in flight owns the sequence's blocks: whatever happens, they are reused only after its Pulled or PullFailed has come.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from engine.core import Sequence, Status, Take, TokenLogprobs
+from engine.requests import Requests
+from engine.scheduler import Scheduler
+from kvtransfer import epochs
+from kvtransfer.layout import Copies, KVLayout, plan
+from kvtransfer.protocol import Done, Fail, FromReader, Key, Ready, Release, Renew, Want
+from kvtransfer.transfer import Pulled, PullFailed
+
+logger = logging.getLogger(__name__)
+
+_decode_logprobs = msgspec.msgpack.Decoder(TokenLogprobs).decode
+
+
+def take_of(sequence: Sequence) -> Take:
+    take = sequence.request.handoff
+    assert isinstance(take, Take), "not a request to take"
+    return take
+
+
+class Source(Protocol):
+    """An engine whose pool we can read: one connected link."""
+
+    @property
+    def incarnation(self) -> str: ...
+
+    @property
+    def layout(self) -> KVLayout: ...
+
+    def send(self, message: FromReader) -> bool: ...
+
+    def pull(self, transfer_id: int, copies: Copies, deadline_s: float) -> None: ...
+
+
+SourceOf = Callable[[str], "Source | None"]
+
+
+@dataclass(slots=True, eq=False)
+class Handoff:
+    """What decode needs to pull for one sequence, and how far it is.
+
+    tokens   0 ──────── num_pulled ─────── num_announced ─────── prompt_length
+    """
+
+    sequence: Sequence
+    key: Key
+    peer: str
+    source: Source
+    slot: int  # our own word to read the owner's epoch word into
+    deadline: float  # of the next sign of life
+    epoch: int = 0
+    epoch_slot: int = 0
+    blocks: list[int] = field(default_factory=list)  # the owner's, from token 0
+    num_announced: int = 0
+    num_pulled: int = 0
+    pulling: int = 0  # tokens in the pull under way
+    transfer_id: int | None = None
+    done: bool = False
+    verifying: bool = False
+    failure: str | None = None
+    abandoned: bool = False  # nobody wants the sequence any more: free its blocks when the pull has drained
+    began: float = 0.0
+    done_at: float = 0.0
+
+
+@dataclass(slots=True)
+class TransferCounters:
+    tokens: int = 0
+    num_bytes: int = 0
+    recomputed_tokens: int = 0
+    exposed_seconds: float = 0.0  # from Done to RUNNING: the part of the transfer that prefill did not hide
+    pull_seconds: float = 0.0  # all time spent copying
+
+
+class Taking:
+    """All hand-offs this engine is owed."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        requests: Requests,
+        layout: KVLayout,
+        words: memoryview,
+        source_of: SourceOf,
+        timeout_s: float,
+        renew_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`words`: format 'q', the reader's words of kvtransfer/epochs.py."""
+        self._scheduler = scheduler
+        self._requests = requests
+        self._layout = layout
+        self._words = words
+        self._source_of = source_of
+        self._timeout_s = timeout_s
+        self._renew_s = renew_s
+        self._clock = clock
+        self._handoffs: dict[tuple[str, Key], Handoff] = {}
+        self._transfers: dict[int, Handoff] = {}
+        self._slots = list(range(len(words)))
+        self._next_transfer = 0
+        self._renew_at = 0.0
+        self.counters = TransferCounters()
+
+    def __len__(self) -> int:
+        return len(self._handoffs)
+
+    def expect(self, sequence: Sequence) -> None:
+        """A request to take has come: it queues for blocks, or goes on alone when there is nobody to pull from."""
+        take = take_of(sequence)
+        if self._source_of(take.peer) is not None:
+            sequence.status = Status.RESERVING
+            self._scheduler.add(sequence)
+        elif take.first_token is not None:
+            self._refuse(
+                sequence, f"this engine is not connected to {take.peer}; POST /distserve/p2p_connect first", 400
+            )
+        else:
+            self.counters.recomputed_tokens += sequence.prompt_length
+            self._scheduler.add(sequence)
+
+    def begin(self, sequence: Sequence) -> None:
+        """Its blocks are reserved: ask for the hand-off."""
+        take = take_of(sequence)
+        key, source = Key(take.session, take.index), self._source_of(take.peer)
+        if (take.peer, key) in self._handoffs:
+            self._refuse(sequence, f"session {key.session} is already being taken; draw a new one", 409)
+            return
+        if source is None or not self._slots:
+            self._recompute(sequence)
+            return
+        handoff = Handoff(sequence, key, take.peer, source, self._slots.pop(), self._clock() + self._timeout_s)
+        handoff.began = self._clock()
+        self._handoffs[take.peer, key] = handoff
+        promised = take.first_token is None
+        if not source.send(Want(key, source.incarnation, sequence.prompt_length, promised)):
+            self._fail(handoff, f"{take.peer} cannot be reached")
+
+    def cancel(self, sequence: Sequence) -> None:
+        """The client went away while its blocks were being pulled."""
+        take = take_of(sequence)
+        handoff = self._handoffs.get((take.peer, Key(take.session, take.index)))
+        assert handoff is not None, "a PULLING sequence has a hand-off"
+        self._abandon(handoff)
+
+    def told(self, peer: str, message: Ready | Done | Fail) -> None:
+        """A message from the owner `peer`. One that fits nothing is late, and ignored."""
+        handoff = self._handoffs.get((peer, message.key))
+        if handoff is None or handoff.abandoned:
+            return
+        handoff.deadline = self._clock() + self._timeout_s
+        match message:
+            case Ready() | Done():
+                self._announced(handoff, message)
+            case Fail():
+                self._refused(handoff, message)
+
+    def pulled(self, event: Pulled) -> None:
+        handoff = self._transfers.pop(event.transfer_id, None)
+        if handoff is None:
+            return
+        handoff.transfer_id = None
+        handoff.num_pulled += handoff.pulling
+        handoff.pulling = 0
+        handoff.deadline = self._clock() + self._timeout_s
+        self.counters.num_bytes += event.num_bytes
+        self.counters.pull_seconds += event.seconds
+        self._continue(handoff)
+
+    def pull_failed(self, event: PullFailed) -> None:
+        handoff = self._transfers.pop(event.transfer_id, None)
+        if handoff is not None:
+            handoff.transfer_id = None
+            self._fail(handoff, event.reason)
+
+    def source_lost(self, peer: str, reason: str) -> None:
+        """The owner died or was disconnected."""
+        for handoff in [handoff for handoff in self._handoffs.values() if handoff.peer == peer]:
+            self._fail(handoff, reason)
+
+    def free_session(self, peer: str, session: int) -> None:
+        """free_cache at the reader: `peer` will not deliver this session. Idempotent."""
+        for handoff in list(self._handoffs.values()):
+            if handoff.peer == peer and handoff.key.session == session:
+                self._fail(handoff, "the prefill was called off")
+
+    def tick(self) -> None:
+        """Fails what has been silent too long, and renews the leases of the rest."""
+        now = self._clock()
+        for handoff in list(self._handoffs.values()):
+            if handoff.deadline <= now and handoff.transfer_id is None:
+                self._fail(handoff, f"no sign of the hand-off for {self._timeout_s:g} s")
+        if now >= self._renew_at:
+            self._renew_at = now + self._renew_s
+            self._renew()
+
+    def _renew(self) -> None:
+        keys: dict[str, list[Key]] = {}
+        for handoff in self._handoffs.values():
+            keys.setdefault(handoff.peer, []).append(handoff.key)
+        for peer, peers_keys in keys.items():
+            source = self._source_of(peer)
+            if source is not None:
+                source.send(Renew(peers_keys))
+
+    def _announced(self, handoff: Handoff, message: Ready | Done) -> None:
+        if handoff.epoch != message.epoch:
+            self._restart(handoff, message)
+        handoff.blocks += message.blocks
+        handoff.num_announced = message.num_computed
+        if not self._plausible(handoff, message):
+            self._fail(handoff, f"{handoff.peer} announced what cannot be")
+            return
+        if isinstance(message, Done) and not handoff.done:
+            self._first_token(handoff, message)
+        if not handoff.abandoned:
+            self._continue(handoff)
+
+    def _restart(self, handoff: Handoff, message: Ready | Done) -> None:
+        """A new lease announces its blocks from the first one on."""
+        handoff.epoch, handoff.epoch_slot = message.epoch, message.epoch_slot
+        handoff.blocks, handoff.num_announced, handoff.num_pulled, handoff.pulling = [], 0, 0, 0
+
+    def _plausible(self, handoff: Handoff, message: Ready | Done) -> bool:
+        length, layout = handoff.sequence.prompt_length, handoff.source.layout
+        complete = message.num_computed == length if isinstance(message, Done) else message.num_computed <= length
+        return (
+            complete
+            and handoff.num_pulled <= message.num_computed <= len(handoff.blocks) * layout.block_size
+            and len(handoff.blocks) <= -(-length // layout.block_size)
+        )
+
+    def _first_token(self, handoff: Handoff, message: Done) -> None:
+        """Tells the client at once; the sequence may end here (EOS, max_tokens 1), and then needs no KV at all."""
+        sequence, known = handoff.sequence, take_of(handoff.sequence).first_token
+        if known is not None and known != message.first_token:
+            self._reject(handoff, f"migration_request names first token {known}, the prefill's is another")
+            return
+        handoff.done, handoff.done_at = True, self._clock()
+        sequence.num_cached = message.num_cached
+        logprobs = _decode_logprobs(message.logprobs) if message.logprobs else None
+        if self._requests.append(sequence, message.first_token, logprobs):
+            self._abandon(handoff)
+
+    def _refused(self, handoff: Handoff, message: Fail) -> None:
+        if message.unknown and take_of(handoff.sequence).first_token is not None:
+            self._reject(handoff, f"migration_request is stale or forged: {message.reason}")
+        else:
+            self._fail(handoff, message.reason)
+
+    def _continue(self, handoff: Handoff) -> None:
+        """One thing at a time: drain, then pull what is announced, then read the epoch word, then believe."""
+        if handoff.transfer_id is not None:
+            return
+        if handoff.abandoned or handoff.failure is not None:
+            self._settle(handoff)
+        elif handoff.verifying:
+            self._believe(handoff)
+        elif handoff.num_announced > handoff.num_pulled:
+            self._pull_announced(handoff)
+        elif handoff.done:
+            handoff.verifying = True
+            self._pull(handoff, self._epoch_copy(handoff))
+
+    def _pull_announced(self, handoff: Handoff) -> None:
+        first, count = handoff.num_pulled, handoff.num_announced - handoff.num_pulled
+        table = handoff.sequence.block_table
+        try:
+            copies = plan(handoff.source.layout, self._layout, handoff.blocks, table, first, count)
+        except ValueError as error:
+            self._fail(handoff, str(error))
+            return
+        handoff.pulling = count
+        self._pull(handoff, copies)
+
+    def _epoch_copy(self, handoff: Handoff) -> Copies:
+        self._words[handoff.slot] = 0
+        source = epochs.owner_offset(handoff.source.layout, handoff.epoch_slot)
+        destination = epochs.reader_offset(self._layout, handoff.slot)
+        return np.array([[source, destination, epochs.WORD_BYTES]], dtype=np.int64)
+
+    def _pull(self, handoff: Handoff, copies: Copies) -> None:
+        self._next_transfer += 1
+        try:
+            handoff.source.pull(self._next_transfer, copies, self._timeout_s)
+        except ValueError as error:
+            self._fail(handoff, str(error))
+            return
+        handoff.transfer_id = self._next_transfer
+        self._transfers[self._next_transfer] = handoff
+
+    def _believe(self, handoff: Handoff) -> None:
+        if self._words[handoff.slot] != handoff.epoch:
+            self._fail(handoff, "the lease ended before the last read")
+            return
+        self.counters.tokens += handoff.sequence.prompt_length
+        self.counters.exposed_seconds += self._clock() - handoff.done_at
+        self._end(handoff)
+        self._scheduler.resume(handoff.sequence, handoff.sequence.prompt_length)
+
+    def _fail(self, handoff: Handoff, reason: str) -> None:
+        """Decode computes the prompt itself, as soon as no pull writes into its blocks any more."""
+        handoff.failure = reason
+        self._settle(handoff)
+
+    def _reject(self, handoff: Handoff, reason: str) -> None:
+        self._requests.fail(handoff.sequence, reason, 400)
+        self._abandon(handoff)
+
+    def _abandon(self, handoff: Handoff) -> None:
+        handoff.abandoned = True
+        self._settle(handoff)
+
+    def _settle(self, handoff: Handoff) -> None:
+        if handoff.transfer_id is not None:
+            return
+        self._end(handoff)
+        if handoff.abandoned:
+            self._scheduler.remove(handoff.sequence)
+        else:
+            logger.warning("recomputing a prompt of %d tokens: %s", handoff.sequence.prompt_length, handoff.failure)
+            self._recompute(handoff.sequence)
+
+    def _end(self, handoff: Handoff) -> None:
+        """The hand-off is over on both sides."""
+        if self._handoffs.pop((handoff.peer, handoff.key), None) is None:
+            return
+        self._slots.append(handoff.slot)
+        handoff.source.send(Release(handoff.key))
+
+    def _recompute(self, sequence: Sequence) -> None:
+        self.counters.recomputed_tokens += sequence.prompt_length
+        self._scheduler.resume(sequence, 0)
+
+    def _refuse(self, sequence: Sequence, reason: str, status: int) -> None:
+        self._requests.fail(sequence, reason, status)
+        self._scheduler.remove(sequence)

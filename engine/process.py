@@ -1,0 +1,280 @@
+"""The engine core as a process: the sockets around an Engine, and the one loop that drives it.
+
+API process ══ PAIR ══╗                      ╔══ ROUTER ══ readers of our pool
+                      ╠═▶ poll ─▶ step ─▶ tell
+transports' events ═══╝                      ╚══ DEALER ══ owners of the pools we read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from engine.api.errors import TandemError
+from engine.assembly import Assembly, assemble
+from engine.messages import (
+    Abort,
+    Call,
+    Connect,
+    CoreSettings,
+    Deltas,
+    Disconnect,
+    Free,
+    FromCore,
+    Initialize,
+    Ready,
+    Reply,
+    Stats,
+    Submit,
+    ToCore,
+)
+from engine.observe import log as logs
+from kvtransfer import protocol
+from kvtransfer.transfer import Connected, ConnectionLost, Event, Pulled, PullFailed, ReaderLost
+
+logger = logging.getLogger(__name__)
+
+IDLE_MS = 100  # how stale a deadline may get while nothing happens
+STATS_SECONDS = 1.0
+MAX_MESSAGES_A_TURN = 1000  # read from one socket before the next step
+PR_SET_PDEATHSIG = 1
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_api = msgspec.msgpack.Decoder(ToCore).decode
+_decode_reader = msgspec.msgpack.Decoder(protocol.FromReader).decode
+_decode_owner = msgspec.msgpack.Decoder(protocol.FromOwner).decode
+
+
+class CoreProcess:
+    """Turns messages into calls on the engine, and what the engine has to say into messages."""
+
+    def __init__(self, parts: Assembly, api: zmq.Socket[bytes], incarnation: str) -> None:
+        self._parts = parts
+        self._engine = parts.engine
+        self._links = parts.links
+        self._api = api
+        self._incarnation = incarnation
+        self._stopping = False
+        self._stats_at = 0.0
+        self._was_busy = False
+        self._by_descriptor = {endpoint.fileno(): endpoint for endpoint in parts.endpoints.values()}
+
+    def run(self) -> None:
+        """Until `stop`."""
+        self._tell(Ready(self._parts.model, self._links.control_address, self._incarnation))
+        while not self._stopping:
+            busy = self._engine.step()
+            self._flush()
+            self._poll(0 if busy else IDLE_MS)
+            self._tick(busy)
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def _tell(self, message: FromCore) -> None:
+        self._api.send(_encode(message), zmq.NOBLOCK)  # its queue is deep: if it is full, the API process is lost
+
+    def _flush(self) -> None:
+        deltas = self._engine.deltas()
+        if deltas:
+            self._tell(Deltas(deltas))
+
+    def _poll(self, timeout_ms: int) -> None:
+        poller = zmq.Poller()
+        poller.register(self._api, zmq.POLLIN)
+        poller.register(self._links.router, zmq.POLLIN)
+        for descriptor in self._by_descriptor:
+            poller.register(descriptor, zmq.POLLIN)
+        controls = dict(self._links.controls())
+        for control in controls:
+            poller.register(control, zmq.POLLIN)
+        for ready, _ in poller.poll(timeout_ms):
+            self._read(ready, controls)
+
+    def _read(self, ready: zmq.Socket[bytes] | int, controls: dict[zmq.Socket[bytes], str]) -> None:
+        if isinstance(ready, int):
+            for event in self._by_descriptor[ready].poll():
+                self._on_event(event)
+        elif ready is self._api:
+            for frames in _messages(ready):
+                self._on_api(_decode_api(frames[0]))
+        elif ready is self._links.router:
+            for frames in _messages(ready):
+                self._on_reader(frames)
+        elif not ready.closed:
+            for frames in _messages(ready):
+                self._on_owner(controls[ready], frames)
+
+    def _on_api(self, message: ToCore) -> None:
+        match message:
+            case Submit(request):
+                self._engine.submit(request, time.monotonic())
+            case Abort(request_id):
+                self._engine.abort(request_id)
+            case Call():
+                self._answer(message)
+
+    def _answer(self, call: Call) -> None:
+        try:
+            match call.command:
+                case Initialize(peer, me):
+                    self._reply(call.call_id, self._links.initialize(peer, me))
+                case Connect(peer, control_address, endpoint_info):
+                    self._links.connect(peer, control_address, endpoint_info, lambda to: self._reply(call.call_id, to))
+                case Disconnect(peer):
+                    self._links.disconnect(peer)
+                    self._engine.giving.reader_lost(peer)
+                    self._reply(call.call_id, None)
+                case Free(peer, session):
+                    self._engine.giving.free_session(session)
+                    self._engine.taking.free_session(peer, session)
+                    self._reply(call.call_id, None)
+        except TandemError as error:
+            self._reply(call.call_id, error)
+
+    def _reply(self, call_id: int, outcome: object) -> None:
+        if isinstance(outcome, TandemError):
+            self._tell(Reply(call_id, error=outcome.message, status=outcome.status))
+        else:
+            self._tell(Reply(call_id, _encode(outcome)))
+
+    def _on_reader(self, frames: list[bytes]) -> None:
+        """From the control channel's open side: whatever comes, the loop lives on."""
+        reader = self._links.reader_of(frames[0])
+        if reader is None or len(frames) != 2:
+            logger.warning("dropped a control message from a stranger")
+            return
+        try:
+            message = _decode_reader(frames[1])
+        except msgspec.DecodeError as error:
+            logger.warning("dropped a malformed control message from %s: %s", reader, error)
+            return
+        match message:
+            case protocol.Want():
+                self._engine.giving.want(reader, message)
+            case protocol.Release():
+                self._engine.giving.release(reader, message)
+            case protocol.Renew():
+                self._engine.giving.renew(reader, message)
+
+    def _on_owner(self, owner: str, frames: list[bytes]) -> None:
+        try:
+            message = _decode_owner(frames[-1])
+        except msgspec.DecodeError as error:
+            logger.warning("dropped a malformed control message from %s: %s", owner, error)
+            return
+        self._engine.taking.told(owner, message)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Pulled():
+                self._engine.taking.pulled(event)
+            case PullFailed():
+                self._engine.taking.pull_failed(event)
+            case Connected(connection, gigabytes_per_s):
+                self._links.established(connection, gigabytes_per_s)
+            case ConnectionLost(connection, reason):
+                self._links.lost(connection, reason)
+            case ReaderLost(peer_id):
+                self._engine.giving.reader_lost(peer_id)
+
+    def _tick(self, busy: bool) -> None:
+        self._engine.giving.tick()
+        self._engine.taking.tick()
+        self._links.tick()
+        went_idle, self._was_busy = self._was_busy and not busy, busy
+        now = time.monotonic()
+        if went_idle or now - self._stats_at >= STATS_SECONDS:
+            self._stats_at = now
+            self._engine.check_integrity()
+            self._tell(self._stats())
+
+    def _stats(self) -> Stats:
+        engine, scheduler, counters = self._engine, self._engine.scheduler, self._engine.taking.counters
+        return Stats(
+            num_waiting=len(scheduler.waiting),
+            waiting_tokens=sum(sequence.num_missing for sequence in scheduler.waiting + scheduler.running),
+            num_running=len(scheduler.running),
+            num_handoff=len(engine.giving) + len(engine.taking),
+            blocks_free=scheduler.pool.num_free,
+            blocks_total=scheduler.pool.num_blocks,
+            steps=engine.steps,
+            prompt_tokens=engine.requests.prompt_tokens,
+            output_tokens=engine.requests.output_tokens,
+            cached_tokens=engine.requests.cached_tokens,
+            preemptions=scheduler.preemptions,
+            transferred_tokens=counters.tokens,
+            recomputed_tokens=counters.recomputed_tokens,
+            transferred_bytes=counters.num_bytes,
+            pull_seconds=counters.pull_seconds,
+            exposed_seconds=counters.exposed_seconds,
+            links=self._links.stats(),
+        )
+
+
+def _messages(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
+    """What has arrived, up to a bound."""
+    for _ in range(MAX_MESSAGES_A_TURN):
+        try:
+            yield socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.ZMQError:  # nothing more, or closed by the last message
+            return
+
+
+def _die_with_parent() -> None:
+    """The API process may be killed -9: a core that nobody can reach must not live on."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main() -> None:
+    """`python -m engine.process ADDRESS`, with CoreSettings as JSON on standard input."""
+    _die_with_parent()
+    address = sys.argv[1]
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=CoreSettings)
+    logs.configure(settings.log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_orphan, Path(address.removeprefix("ipc://")).parent)
+        context = stack.enter_context(zmq.Context())
+        api = context.socket(zmq.PAIR)
+        api.setsockopt(zmq.LINGER, 500)
+        api.connect(address)
+        stack.callback(api.close)
+        incarnation = secrets.token_hex(8)
+        try:
+            parts = assemble(settings, context, incarnation)
+        except (ValueError, MemoryError, OSError) as error:
+            logger.error("cannot start: %s", error)
+            sys.exit(1)
+        stack.callback(parts.close)
+        process = CoreProcess(parts, api, incarnation)
+        signal.signal(signal.SIGTERM, lambda *_: process.stop())
+        process.run()
+
+
+def _remove_orphan(directory: Path) -> None:
+    """When the API process was killed, nobody else removes its directory."""
+    if os.getppid() == 1:
+        for file in directory.glob("*"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Which sequences compute how many tokens in the next step.
+
+Each step gives sequences tokens until their computed tokens catch up with their known ones; that one rule is chunked
+prefill, decode and recompute after preemption alike. Sequences that only need one token are always served; the rest of
+the step's token budget goes to those that catch up, oldest first.
+
+Blocks: a sequence enters only when all its known tokens fit; while it grows, the youngest running sequence yields (its
+blocks are freed, it will recompute). The oldest never yields to anyone, so something always progresses.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from engine.cache.pool import BlockPool
+from engine.core import Give, Sequence, Status, Step
+
+
+def seniority(sequence: Sequence) -> tuple[int, float]:
+    """Sort key: what comes first is served first and yields last."""
+    return sequence.request.priority, sequence.arrival
+
+
+class Scheduler:
+    """Owns the order of sequences and their block tables. Never imports torch, never waits."""
+
+    def __init__(self, pool: BlockPool, max_num_seqs: int, token_budget: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.token_budget = token_budget
+        self.waiting: list[Sequence] = []  # by seniority: WAITING and RESERVING
+        self.running: list[Sequence] = []  # by seniority: RUNNING
+        self.pulling: set[Sequence] = set()  # PULLING: hold blocks, compute nothing
+        self.preemptions = 0
+        self._reserved: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Takes in a sequence that holds no blocks: WAITING to compute, or RESERVING room for a hand-off."""
+        assert not sequence.block_table, "a new sequence holds no blocks"
+        insort(self.waiting, sequence, key=seniority)
+
+    def resume(self, sequence: Sequence, num_computed: int) -> None:
+        """PULLING ─▶ RUNNING: the first `num_computed` tokens are in its blocks, the rest will be computed here."""
+        self.pulling.discard(sequence)
+        sequence.status, sequence.num_computed = Status.RUNNING, num_computed
+        insort(self.running, sequence, key=seniority)
+
+    def hold(self, sequence: Sequence) -> None:
+        """RUNNING ─▶ HELD: it computes no more, its blocks belong to a lease now."""
+        self.running.remove(sequence)
+        sequence.status = Status.HELD
+
+    def remove(self, sequence: Sequence) -> None:
+        """Any state ─▶ FINISHED: frees its blocks."""
+        match sequence.status:
+            case Status.WAITING | Status.RESERVING:
+                self.waiting.remove(sequence)
+            case Status.RUNNING:
+                self.running.remove(sequence)
+            case Status.PULLING:
+                self.pulling.discard(sequence)
+        sequence.status = Status.FINISHED
+        self._free(sequence)
+
+    def take_reserved(self) -> list[Sequence]:
+        """Sequences whose blocks the last `schedule` reserved for a hand-off; the caller starts to pull them."""
+        reserved, self._reserved = self._reserved, []
+        return reserved
+
+    def schedule(self) -> Step | None:
+        """The next step, its blocks allocated; None when nothing can compute now."""
+        step = Step([], [])
+        budget = self.token_budget - sum(sequence.num_missing == 1 for sequence in self.running)
+        budget = self._continue_running(step, max(budget, 0))
+        self._admit(step, budget)
+        return step if step.sequences else None
+
+    def _continue_running(self, step: Step, budget: int) -> int:
+        """Rows for running sequences, oldest first; the budget left. Who yields is always further down the list."""
+        position = 0
+        while position < len(self.running):
+            sequence = self.running[position]
+            decodes = sequence.num_missing == 1
+            count = 1 if decodes else min(sequence.num_missing, budget)
+            if count and self._grow(sequence, count):
+                step.sequences.append(sequence)
+                step.num_new.append(count)
+                budget -= 0 if decodes else count
+            position += 1
+        return budget
+
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for `count` more tokens, taken from the youngest if need be; False when it must sit this step out."""
+        wanted = self.pool.blocks_for(sequence.num_computed + count) - len(sequence.block_table)
+        while wanted > self.pool.num_free:
+            victim = self._youngest_after(sequence)
+            if victim is None:
+                return False
+            self._preempt(victim)
+        sequence.block_table += self.pool.allocate(max(wanted, 0))
+        return True
+
+    def _youngest_after(self, sequence: Sequence) -> Sequence | None:
+        """A hand-off in the making never yields: its blocks are being read, and it grows no further."""
+        for candidate in reversed(self.running):
+            if candidate is sequence:
+                return None
+            if not isinstance(candidate.request.handoff, Give):
+                return candidate
+        return None
+
+    def _preempt(self, victim: Sequence) -> None:
+        """RUNNING ─▶ WAITING: forgets what it computed, keeps what it knows."""
+        self.running.remove(victim)
+        self._free(victim)
+        victim.status, victim.num_computed = Status.WAITING, 0
+        victim.num_preempted += 1
+        self.preemptions += 1
+        self.add(victim)
+
+    def _admit(self, step: Step, budget: int) -> None:
+        """First come, first served: when the first in line does not fit, nobody overtakes it."""
+        while self.waiting and len(self.running) + len(self.pulling) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            reserving = sequence.status is Status.RESERVING
+            if not (reserving or budget) or not self._reserve(sequence):
+                return
+            self.waiting.pop(0)
+            if reserving:
+                sequence.status = Status.PULLING
+                self.pulling.add(sequence)
+                self._reserved.append(sequence)
+                continue
+            count = min(sequence.num_missing, budget)
+            budget -= count
+            sequence.status = Status.RUNNING
+            insort(self.running, sequence, key=seniority)
+            step.sequences.append(sequence)
+            step.num_new.append(count)
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Blocks for all its known tokens, leaving one for each running sequence to grow into (or the newcomer would
+        soon be preempted); alone it may take the last block."""
+        wanted = self.pool.blocks_for(len(sequence.tokens))
+        spare = len(self.running) + len(self.pulling)
+        if wanted + spare > self.pool.num_free:
+            return False
+        sequence.block_table = self.pool.allocate(wanted)
+        return True
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.free(sequence.block_table)
+        sequence.block_table = []
