@@ -98,8 +98,10 @@ class Registration:
                 return None if reply.status == 200 else f"refused this engine with {reply.status}: {text}"
         except TimeoutError:
             return f"did not answer within {ATTEMPT_DEADLINE_S:g} s"
+        except aiohttp.ClientConnectorError as error:
+            return f"cannot be reached ({error.strerror})"
         except aiohttp.ClientError as error:
-            return f"cannot be reached ({error})"
+            return f"broke the connection ({error})"
 
     def _say(self, level: int, line: str) -> None:
         """Once for each change, not once for each heartbeat."""
