@@ -9,11 +9,16 @@ what happened. All calls come from the engine core's one thread; a transport may
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from kvtransfer.copies import CopyRanges, copy_ranges
 from kvtransfer.layout import Copies
+from kvtransfer.memory import Region
 
 
 class TransportOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,3 +104,48 @@ class Endpoint(Protocol):
 
     def close(self) -> None:
         """Closes every connection, joins every thread, leaves no file behind."""
+
+
+TRANSPORTS = ("shm", "tcp")  # best first
+
+
+def open_endpoint(transport: str, region: Region, host: str, copy: CopyRanges = copy_ranges) -> Endpoint:
+    """An endpoint of the named transport over `region`; its module is imported only now. `host` is the address that
+    peers reach this machine under; `copy` makes the copies of a reader that copies by itself. Raises ValueError for an
+    unknown name, OSError when this machine cannot do it."""
+    match transport:
+        case "shm":
+            from kvtransfer.shm import ShmEndpoint
+
+            return ShmEndpoint(region, host_id(), copy)
+        case "tcp":
+            from kvtransfer.tcp import TcpEndpoint
+
+            return TcpEndpoint(region, host, host_id())
+    raise ValueError(f"transport {transport!r} is not one of {', '.join(TRANSPORTS)}")
+
+
+def host_id() -> str:
+    """Equal for processes that can reach each other's abstract sockets and share memory."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+def choose(
+    ours: Sequence[TransportOffer], theirs: Sequence[TransportOffer], allowed: Sequence[str], require: str | None = None
+) -> TransportOffer:
+    """The peer's offer to connect to: the best transport that both sides offer, that is allowed here and that can work
+    between these hosts. Raises ValueError saying why there is none, or why it is not the one required."""
+    own = {offer.transport: offer for offer in ours}
+    known = [offer for offer in theirs if offer.transport in TRANSPORTS and offer.transport in allowed]
+    usable = [offer for offer in known if _reaches(own.get(offer.transport), offer)]
+    best = min(usable, key=lambda offer: TRANSPORTS.index(offer.transport), default=None)
+    if best is None or (require is not None and best.transport != require):
+        names = ", ".join(offer.transport for offer in theirs) or "none"
+        wanted = f"the required transport {require!r} is" if require else f"none of {', '.join(allowed)} is"
+        raise ValueError(f"{wanted} usable with this peer, which offers: {names}")
+    return best
+
+
+def _reaches(ours: TransportOffer | None, theirs: TransportOffer) -> bool:
+    return ours is not None and (theirs.transport != "shm" or ours.host_id == theirs.host_id)
