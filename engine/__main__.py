@@ -16,7 +16,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("engine")
 
 BACKLOG = 1024
-CORE_CHECK_S = 0.25
+LEASE_CHECK_S = 0.1
 FLUSH_S = 2.0  # for the last errors to reach their clients once the core has died
 
 CreateApp = Callable[[EngineSettings, CoreClient, "Tokenizer"], web.Application]
@@ -129,7 +129,7 @@ async def _serve(settings: EngineSettings, listener: socket.socket, tls: ssl.SSL
             raise CannotStart(error.message) from None
         async with AsyncExitStack() as membership:
             await _join(settings, client, membership)
-            await _until_end(shutdown, client)
+            await _until_end(settings, shutdown, client)
         return 0 if client.alive else 1
 
 
@@ -163,7 +163,10 @@ def _load_api(settings: EngineSettings) -> tuple[CreateApp, Tokenizer]:
     from engine.text.tokenizer import Tokenizer
 
     started = time.monotonic()
-    tokenizer = Tokenizer.load(resolve(settings.model), settings.chat_template)
+    try:
+        tokenizer = Tokenizer.load(settings.model, settings.chat_template)
+    except ValueError as error:
+        raise CannotStart(f"--model {settings.model}: {error}") from None
     log.info("tokenizer ready after %.1f s", time.monotonic() - started)
     return create_app, tokenizer
 
@@ -201,14 +204,17 @@ async def _join(settings: EngineSettings, client: CoreClient, membership: AsyncE
     )
 
 
-async def _until_end(shutdown: Shutdown, client: CoreClient) -> None:
-    while client.alive and not shutdown.requested.is_set():
-        with suppress(TimeoutError):
-            await asyncio.wait_for(shutdown.requested.wait(), CORE_CHECK_S)
+async def _until_end(settings: EngineSettings, shutdown: Shutdown, client: CoreClient) -> None:
+    ends = [asyncio.ensure_future(shutdown.requested.wait()), asyncio.ensure_future(client.ended())]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()
     if client.alive:
-        log.info("draining")
+        log.info("draining, for %g s at most; a second signal ends it at once", settings.drain_timeout)
     else:
-        log.error("the core has died")
+        log.error("the core has died; every open request is told so")
 
 
 async def _drain(settings: EngineSettings, client: CoreClient, runner: web.AppRunner) -> None:
@@ -218,7 +224,7 @@ async def _drain(settings: EngineSettings, client: CoreClient, runner: web.AppRu
         async with asyncio.timeout(deadline_s + FLUSH_S):
             await runner.cleanup()
             while client.alive and client.stats is not None and client.stats.num_handoff:  # noqa: ASYNC110, stats is polled
-                await asyncio.sleep(CORE_CHECK_S)
+                await asyncio.sleep(LEASE_CHECK_S)
     except TimeoutError:
         log.warning("some requests had not ended %.0f s after the drain began", deadline_s)
 
