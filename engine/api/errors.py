@@ -37,6 +37,14 @@ class Unauthorized(TandemError):
     label = "unauthorized"
 
 
+class Forbidden(TandemError):
+    """A good key, but not one that may do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    label = "forbidden"
+
+
 class NotFound(TandemError):
     """No such model, route, node or session."""
 
@@ -49,6 +57,14 @@ class MethodNotAllowed(TandemError):
     status = 405
     type = "invalid_request_error"
     label = "method_not_allowed"
+
+
+class BodyTimeout(TandemError):
+    """The client began a body and did not finish it in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    label = "body_timeout"
 
 
 class Conflict(TandemError):
@@ -100,3 +116,20 @@ def flat_body(error: TandemError) -> dict[str, object]:
     """LMDeploy's flat shape for /nodes and /distserve; `code` is the HTTP status as an int."""
     kind = "invalid_request_error" if error.type == "rate_limit_error" else error.type
     return {"message": error.message, "type": kind, "code": error.status, "param": None, "object": "error"}
+
+
+def error_of(status: int, message: str) -> TandemError:
+    """The error that another process reported by its HTTP status."""
+    if status == Overloaded.status:
+        return Overloaded(message)
+    kinds: tuple[type[TandemError], ...] = (
+        InvalidRequest,
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        Conflict,
+        TooLarge,
+        Unavailable,
+        DeadlineExceeded,
+    )
+    return next((kind for kind in kinds if kind.status == status), TandemError)(message)
