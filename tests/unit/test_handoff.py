@@ -1,0 +1,211 @@
+"""Every hand-off ends once, with the right tokens, and every block comes home: in the plain order, in odd ones, and in
+random ones with deaths, aborts and frees thrown in."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.core import FinishReason
+from tests.unit.toy_engines import DECODE, PREFILL, Pair, expected_answer
+
+PROMPT = list(range(1, 22))
+
+
+def test_decode_continues_what_prefill_read() -> None:
+    pair = Pair()
+    pair.give(7, PROMPT)
+    taken = pair.take(7, PROMPT, max_tokens=9)
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 9)
+    assert pair.decode.engine.taking.counters.tokens == len(PROMPT)
+    assert pair.decode.engine.taking.counters.recomputed_tokens == 0
+    pair.assert_whole()
+
+
+def test_prefill_computes_nothing_before_decode_has_room() -> None:
+    pair = Pair()
+    pair.give(7, PROMPT)
+    for _ in range(50):
+        pair.prefill.step()
+    assert pair.prefill.engine.steps == 0
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 21])
+@pytest.mark.parametrize("max_tokens", [1, 2, 6])
+def test_any_length(length: int, max_tokens: int) -> None:
+    pair = Pair()
+    taken = pair.take(7, PROMPT[:length], max_tokens)
+    pair.give(7, PROMPT[:length])
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT[:length], max_tokens)
+    pair.assert_whole()
+
+
+def test_chunks_are_pulled_while_prefill_runs() -> None:
+    pair = Pair(budget=4)
+    pair.take(7, PROMPT, 2)
+    pair.give(7, PROMPT)
+    pulled_early = False
+    for _ in range(500):
+        pair.turn()
+        handoffs = pair.decode.engine.taking._handoffs.values()
+        pulled_early |= any(handoff.num_pulled and not handoff.done for handoff in handoffs)
+    assert pulled_early
+
+
+def test_first_token_goes_out_before_the_last_pull() -> None:
+    pair = Pair()
+    taken = pair.take(7, PROMPT, 3)
+    pair.give(7, PROMPT)
+    for _ in range(200):
+        pair.prefill.read_one()
+        pair.prefill.step()
+        pair.decode.read_one()
+        pair.decode.step()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 1)
+
+
+def test_lmdeploy_order_prefills_whole_then_migrates() -> None:
+    pair = Pair()
+    given_id = pair.give(7, PROMPT, peer=None)
+    pair.settle()
+    answer = pair.prefill.answers[given_id]
+    assert answer.last is not None
+    assert answer.last.finish_reason is FinishReason.LENGTH
+    assert len(answer.last.block_ids) == 6
+    taken = pair.take(7, PROMPT, 5, first_token=answer.tokens[0])
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 5)
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize(("session", "first_token"), [(8, None), (7, 96)])
+def test_forged_migration_is_refused(session: int, first_token: int | None) -> None:
+    pair = Pair()
+    pair.give(7, PROMPT, peer=None)
+    pair.settle()
+    forged = pair.take(session, PROMPT, 5, first_token=0 if first_token is None else first_token)
+    pair.settle()
+    last = pair.decode.answers[forged].last
+    assert last is not None
+    assert (last.finish_reason, last.error_status) == (FinishReason.ERROR, 400)
+    pair.settle(seconds=60)
+    pair.assert_whole()
+
+
+def test_unread_lease_expires() -> None:
+    pair = Pair()
+    pair.give(7, PROMPT, peer=None)
+    pair.settle()
+    assert pair.prefill.engine.scheduler.pool.num_free == 26
+    pair.settle(seconds=21)
+    pair.assert_whole()
+
+
+def test_free_cache_frees_on_both_sides() -> None:
+    pair = Pair()
+    pair.give(7, PROMPT, peer=None)
+    pair.settle()
+    pair.prefill.engine.giving.free_session(7)
+    pair.prefill.engine.giving.free_session(7)
+    pair.assert_whole()
+
+
+def test_decode_reads_the_prompt_itself_when_prefill_is_called_off() -> None:
+    pair = Pair()
+    taken = pair.take(7, PROMPT, 5)
+    pair.decode.step()
+    pair.decode.engine.taking.free_session(PREFILL, 7)
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 5)
+    assert pair.decode.engine.taking.counters.recomputed_tokens == len(PROMPT)
+    pair.settle(seconds=60)
+    pair.assert_whole()
+
+
+def test_silent_prefill_ends_in_recompute_at_the_deadline() -> None:
+    pair = Pair()
+    taken = pair.take(7, PROMPT, 5)
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == []
+    pair.settle(seconds=31)
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 5)
+    pair.assert_whole()
+
+
+def test_reader_gone_frees_the_owner() -> None:
+    pair = Pair(budget=4)
+    given_id = pair.give(7, PROMPT)
+    pair.take(7, PROMPT, 5)
+    for _ in range(20):
+        pair.turn()
+    pair.decode.alive = False
+    pair.prefill.engine.giving.reader_lost(DECODE)
+    pair.prefill.step()
+    last = pair.prefill.answers[given_id].last
+    assert last is not None
+    assert last.error_status == 503
+    pair.assert_whole()
+
+
+def test_preempted_sequences_say_the_same() -> None:
+    """More requests than the pool holds: the youngest yield, recompute, and say the same tokens."""
+    pair = Pair(num_blocks=14)
+    taken = []
+    for session in range(6):
+        pair.give(session, PROMPT[: 5 + session])
+        taken.append(pair.take(session, PROMPT[: 5 + session], 20))
+    pair.settle()
+    for session, request_id in enumerate(taken):
+        assert pair.decode.answers[request_id].tokens == expected_answer(PROMPT[: 5 + session], 20)
+    assert pair.decode.engine.scheduler.preemptions > 0
+    pair.assert_whole()
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_random_orders_with_faults(seed: int) -> None:
+    """Whatever happens in whatever order: right tokens or a true error, and whole pools."""
+    chance = random.Random(seed)
+    pair = Pair(num_blocks=chance.choice([8, 16, 40]), budget=chance.choice([3, 8, 64]), seed=seed)
+    aborted, wanted = set(), {}
+    for session in range(chance.randint(1, 8)):
+        prompt, max_tokens = chance.choices(range(1, 90), k=chance.randint(1, 20)), chance.randint(1, 10)
+        sides = [
+            lambda s=session, p=prompt: pair.give(s, p),
+            lambda s=session, p=prompt, m=max_tokens: pair.take(s, p, m),
+        ]
+        if not pair.prefill.alive:
+            sides = sides[1:]
+        chance.shuffle(sides)
+        for side in sides:
+            side()
+            for _ in range(chance.randint(0, 30)):
+                pair.turn()
+        wanted[f"take-{session}"] = (prompt, max_tokens)
+        match chance.randint(0, 9):
+            case 0:
+                aborted.add(f"take-{session}")
+                pair.decode.engine.abort(f"take-{session}")
+            case 1 if pair.prefill.alive:
+                pair.prefill.engine.abort(f"give-{session}")
+            case 2 if pair.prefill.alive:
+                pair.prefill.engine.giving.free_session(session)
+            case 3:
+                pair.decode.engine.taking.free_session(PREFILL, session)
+            case 4:
+                pair.clock.now += 25
+            case 5 if pair.prefill.alive and chance.random() < 0.3:
+                pair.kill_prefill()
+    for _ in range(10):  # in a tiny pool the requests wait for each other's deadlines
+        pair.settle(seconds=35)
+    for request_id, (prompt, max_tokens) in wanted.items():
+        answer = pair.decode.answers[request_id]
+        if request_id not in aborted:
+            assert answer.last is not None, f"{request_id} never ended"
+            assert answer.tokens == expected_answer(prompt, max_tokens)
+    pair.assert_whole()
