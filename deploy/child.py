@@ -83,9 +83,10 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.tail.append(line.rstrip("\n"))
-            self._listener(self.name, line.rstrip("\n"))
+        with self._process.stdout as lines:
+            for line in lines:
+                self.tail.append(line.rstrip("\n"))
+                self._listener(self.name, line.rstrip("\n"))
 
 
 def stop(children: Sequence[Child], grace_s: float) -> list[str]:

@@ -143,8 +143,11 @@ def parse(flags: dict[str, Flag], argv: Sequence[str], prog: str, description: s
         _add(groups[flag.group], flag)
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        names = [option for flag in flags.values() for option in flag.options]
-        raise SettingsError(unknown_text("flag" if unknown[0].startswith("-") else "argument", unknown[0], names))
+        if not unknown[0].startswith("-"):
+            raise SettingsError(f"unexpected argument {unknown[0]!r}: every setting is a flag; see --help")
+        raise SettingsError(
+            unknown_text("flag", unknown[0], [name for flag in flags.values() for name in flag.options])
+        )
     return {name: value for name, value in vars(known).items() if value is not None}
 
 

@@ -42,7 +42,6 @@ class Registration:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._heartbeat_seconds = heartbeat_seconds
         self._said = ""
-        self._known = False  # the proxy has taken us once, and may still send us requests
         self.registered = asyncio.Event()  # set while the last heartbeat was accepted
 
     async def __aenter__(self) -> Self:
@@ -56,8 +55,7 @@ class Registration:
         self._task.cancel()
         await asyncio.wait([self._task])
         try:
-            if self._known:
-                await self._leave()
+            await self._leave()  # always: the proxy may have taken us in a heartbeat whose answer we did not wait for
         finally:
             await self._session.close()
 
@@ -73,7 +71,6 @@ class Registration:
         refusal = await self._post("/nodes/add", {"url": self._url, "status": self._status()})
         if refusal is None:
             self.registered.set()
-            self._known = True
             self._say(logging.INFO, f"registered with the proxy {self._proxy_url} as {self._url}")
         else:
             self.registered.clear()
