@@ -14,10 +14,11 @@ from deploy.child import Child, Listener, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.1
-TRIES = 5  # completions until one has gone through both roles
+TRIES = 3  # completions until one has gone through both roles
+COUNTING_S = 3.0  # for an engine's counters to show a completion; they are about a second old
 
-PROMPT_TOKENS = "tandem_prompt_tokens_total"
-TRANSFERRED_TOKENS = "tandem_transferred_tokens_total"
+PROMPT_TOKENS = "tandem_engine_prompt_tokens_total"
+TRANSFERRED_TOKENS = "tandem_engine_transferred_tokens_total"
 
 
 class Failed(Exception):
@@ -134,21 +135,21 @@ class Cluster:
             self._tick(deadline, "no completion yet")
             try:
                 text = probe.complete(self.proxy_url, self.model, self.keys.user, deadline - time.monotonic())
+                idle = self._idle_roles(time.monotonic() + COUNTING_S)
             except probe.NotReady as error:
+                self.check_alive()
                 raise Failed(f"the first completion failed: {error}") from None
-            idle = self._idle_roles()
             if not idle:
                 self._report(f"a completion went through every role: {text!r}")
                 return
         raise Failed(f"completions succeed, but these took no part in them: {', '.join(idle)}")
 
-    def _idle_roles(self) -> list[str]:
-        """Roles of which no engine has done its work: reading a prompt, or taking a prompt's KV over."""
+    def _idle_roles(self, deadline: float) -> list[str]:
+        """Roles of which no engine has done its work by the deadline: to read a prompt, or to take over its KV."""
         idle = {member.role for member in self.engines}
-        for member in self.engines:
-            counters = probe.counters(member.url)
-            if counters.get(TRANSFERRED_TOKENS if member.role == "decode" else PROMPT_TOKENS, 0) > 0:
-                idle.discard(member.role)
+        while idle and time.monotonic() < deadline:
+            idle -= {member.role for member in self.engines if _has_worked(member)}
+            time.sleep(POLL_S)
         return sorted(idle)
 
     def _tick(self, deadline: float, state: str) -> None:
@@ -159,3 +160,8 @@ class Cluster:
 
     def _report(self, what: str) -> None:
         self.say(f"{time.monotonic() - self.started:5.1f} s  {what}")
+
+
+def _has_worked(member: Member) -> bool:
+    counter = TRANSFERRED_TOKENS if member.role == "decode" else PROMPT_TOKENS
+    return probe.counters(member.url).get(counter, 0) > 0
