@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -114,12 +115,12 @@ async def test_a_refusal_is_shown_with_its_reason(caplog: pytest.LogCaptureFixtu
 
 
 async def test_leaving_a_silent_proxy_ends_soon() -> None:
-    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    async with silent, asyncio.timeout(DEADLINE_S):
-        async with Registration(f"http://127.0.0.1:{port}", ENGINE, lambda: STATUS, None, 0.05):
-            await asyncio.sleep(0)
-        silent.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        silent.settimeout(DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S), Registration(url, ENGINE, lambda: STATUS, None, 0.05):
+            connection, _ = await asyncio.to_thread(silent.accept)
+        connection.close()
 
 
 @pytest.mark.parametrize(
