@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
 from engine.cache.leases import LeaseTable
@@ -15,10 +16,12 @@ from engine.migrate.giving import Giving
 from engine.migrate.links import LinkPolicy, Links
 from engine.migrate.taking import Taking
 from engine.requests import Requests
+from engine.run.executor import Executor, blocks_within
 from engine.run.local import LocalExecutor
 from engine.scheduler import Scheduler
 from kernels import cpu
 from kvtransfer import epochs
+from kvtransfer.layout import KVLayout
 from kvtransfer.memory import Region
 from kvtransfer.transfer import Endpoint, open_endpoint
 
@@ -39,6 +42,7 @@ class Assembly:
         self.links.close()
         for endpoint in self.endpoints.values():
             endpoint.close()
+        self.engine.executor.detach()
         self.region.close()
 
 
@@ -53,11 +57,11 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
         num_threads=settings.num_threads,
         max_model_len=settings.max_model_len,
     )
-    layout = executor.layout(executor.num_blocks(settings.kv_cache_bytes))
+    layout = executor.layout(blocks_within(executor, settings.kv_cache_bytes))
     region = Region.allocate(epochs.region_bytes(layout))
     executor.attach(region.buffer[: layout.pool_bytes])
     executor.warm_up()
-    model = executor.model_info(layout.num_blocks)
+    model = _model_info(executor, layout)
     endpoints = {
         name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
     }
@@ -91,3 +95,10 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
     )
     links.on_source_lost = taking.source_lost
     return Assembly(model, Engine(executor, scheduler, requests, giving, taking), links, endpoints, region)
+
+
+def _model_info(executor: Executor, layout: KVLayout) -> ModelInfo:
+    """A sequence can be as long as the model and the whole pool allow; both limits are one number from here on."""
+    model = executor.model_info(layout.num_blocks)
+    longest = min(model.max_model_len, layout.num_blocks * layout.block_size)
+    return msgspec.structs.replace(model, max_model_len=longest)

@@ -297,9 +297,10 @@ class Links:
 
     def _choose(self, info: EndpointInfo, failed: set[str]) -> TransportOffer:
         ours = [endpoint.offer() for endpoint in self._endpoints.values()]
-        allowed = [name for name in self._policy.transports if name not in failed]
+        required = self._policy.require_transport
+        allowed = [name for name in self._policy.transports if name not in failed and required in (None, name)]
         try:
-            return choose(ours, info.offers, allowed, self._policy.require_transport)
+            return choose(ours, info.offers, allowed, required)
         except ValueError as error:
             raise Unavailable(f"no transport to {info.engine_id}: {error}") from error
 
