@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from engine.models.families import Family, family_of_config
-from engine.models.locate import ModelLoadError
+from engine.models.resolve import ModelLoadError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 DEFAULT_ROPE_THETA = 10_000.0

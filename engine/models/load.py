@@ -12,7 +12,7 @@ from engine.models.decoder import Decoder
 from engine.models.gguf_config import read_gguf_config
 from engine.models.gguf_file import read_gguf
 from engine.models.gguf_weights import GGUFWeights
-from engine.models.locate import ModelLoadError
+from engine.models.resolve import ModelLoadError
 from engine.models.safetensors_directory import SafetensorsDirectory
 from engine.models.weights import WeightSource, load_weights
 
@@ -20,7 +20,7 @@ DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 
 
 def load_model(path: Path, dtype: str = "auto", device: str = "auto") -> Decoder:
-    """`path` as `locate.resolve` gives it. Raises ModelLoadError, saying what was expected."""
+    """`path` as `resolve.resolve` gives it. Raises ModelLoadError, saying what was expected."""
     place = placement(dtype, device)
     config, source = open_checkpoint(path)
     decoder = Decoder(config, place)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.models.locate import ModelLoadError
+from engine.models.resolve import ModelLoadError
 
 Targets = Mapping[str, Tensor]
 
