@@ -9,6 +9,7 @@ import zmq
 
 from engine.cache.leases import LeaseTable
 from engine.cache.pool import BlockPool
+from engine.cache.prefix import PrefixCache
 from engine.core import ModelInfo, Role
 from engine.engine import Engine
 from engine.messages import CoreSettings
@@ -66,7 +67,8 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
         name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
     }
     requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
-    scheduler = Scheduler(pool, settings.max_num_seqs, settings.max_num_batched_tokens)
+    prefixes = PrefixCache(pool, settings.prefix_cache)
+    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens)
     policy = LinkPolicy(
         cluster_key=settings.cluster_key,
         transports=settings.transports,

@@ -78,6 +78,7 @@ def core_settings(settings: EngineSettings) -> CoreSettings:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         kv_cache_bytes=int(settings.kv_cache_memory),
         block_size=settings.block_size,
+        prefix_cache=settings.prefix_cache,
         transports=settings.transports,
         require_transport=settings.require_transport,
         transfer_host=host,

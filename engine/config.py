@@ -114,6 +114,9 @@ class EngineSettings(Settings):
     block_size: int = setting(
         16, "tokens in a block, a power of two", group="KV cache", ge=1, unit="tokens", aliases=("cache_block_seq_len",)
     )
+    prefix_cache: bool = setting(
+        True, "share the blocks of prompts that begin alike", group="KV cache", aliases=("enable_prefix_caching",)
+    )
     transports: tuple[Transport, ...] = setting(
         ("shm", "tcp"), "by which KV may move, the preferred first", group="KV cache"
     )

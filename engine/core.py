@@ -78,6 +78,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     handoff: Give | Take | None = None
     priority: int = 0  # lower goes first
+    cache_salt: str = ""  # prefixes are shared only among requests of the same salt
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -128,6 +129,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose KV is in our pool
     block_table: list[int] = field(default_factory=list)  # block ids, in token order
     status: Status = Status.WAITING
+    digests: list[bytes] = field(default_factory=list)  # names of its full blocks, see cache/prefix.py
     num_cached: int = 0  # prompt tokens that were found computed
     num_preempted: int = 0
     aborted: bool = False

@@ -71,19 +71,17 @@ class Engine:
         return self.requests.drain()
 
     def check_integrity(self) -> None:
-        """Every block is held by exactly one sequence or free; an engine with nothing to hold holds nothing."""
+        """Every block is held by a sequence or free; an engine with nothing to hold holds nothing."""
         holders = [*self.scheduler.running, *self.scheduler.pulling, *self.giving.held()]
-        held = sum(len(sequence.block_table) for sequence in holders)
+        held = {block for sequence in holders for block in sequence.block_table}
         pool = self.scheduler.pool
-        assert held + pool.num_free == pool.num_blocks, (
-            f"{held} blocks held and {pool.num_free} free of {pool.num_blocks}"
-        )
+        assert len(held) + pool.num_free == pool.num_blocks, f"{len(held)} held, {pool.num_free} free: not all blocks"
 
     def _update(self, step: Step, output: StepOutput) -> None:
         sampled = zip(output.tokens, output.logprobs, strict=True)
         for row, (sequence, count) in enumerate(zip(step.sequences, step.num_new, strict=True)):
             samples = step.samples(row)
-            sequence.num_computed += count
+            self.scheduler.computed(sequence, count)
             if samples:
                 token, logprobs = next(sampled)
                 self._advance(sequence, token, logprobs)

@@ -21,6 +21,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     kv_cache_bytes: int
     block_size: int
+    prefix_cache: bool
     transports: tuple[str, ...]
     require_transport: str | None
     transfer_host: str

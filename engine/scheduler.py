@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import insort
 
 from engine.cache.pool import BlockPool
+from engine.cache.prefix import PrefixCache
 from engine.core import Give, Sequence, Status, Step
 
 
@@ -24,8 +25,9 @@ def seniority(sequence: Sequence) -> tuple[int, float]:
 class Scheduler:
     """Owns the order of sequences and their block tables. Never imports torch, never waits."""
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int, token_budget: int) -> None:
+    def __init__(self, pool: BlockPool, prefixes: PrefixCache, max_num_seqs: int, token_budget: int) -> None:
         self.pool = pool
+        self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
         self.token_budget = token_budget
         self.waiting: list[Sequence] = []  # by seniority: WAITING and RESERVING
@@ -42,8 +44,15 @@ class Scheduler:
     def resume(self, sequence: Sequence, num_computed: int) -> None:
         """PULLING ─▶ RUNNING: the first `num_computed` tokens are in its blocks, the rest will be computed here."""
         self.pulling.discard(sequence)
-        sequence.status, sequence.num_computed = Status.RUNNING, num_computed
+        sequence.status = Status.RUNNING
+        self.computed(sequence, num_computed - sequence.num_computed)
         insort(self.running, sequence, key=seniority)
+
+    def computed(self, sequence: Sequence, count: int) -> None:
+        """`count` more tokens are in its blocks; those filled by them can be shared from now on."""
+        before = sequence.num_computed
+        sequence.num_computed += count
+        self.prefixes.insert(sequence, before)
 
     def hold(self, sequence: Sequence) -> None:
         """RUNNING ─▶ HELD: it computes no more, its blocks belong to a lease now."""
@@ -139,13 +148,18 @@ class Scheduler:
             step.num_new.append(count)
 
     def _reserve(self, sequence: Sequence) -> bool:
-        """Blocks for all its known tokens, leaving one for each running sequence to grow into (or the newcomer would
-        soon be preempted); alone it may take the last block."""
-        wanted = self.pool.blocks_for(len(sequence.tokens))
-        spare = len(self.running) + len(self.pulling)
+        """Blocks for all its known tokens, those of a known prefix shared; leaves one for each running sequence to grow
+        into (or the newcomer would soon be preempted); alone it may take the last block."""
+        shared = self.prefixes.match(sequence)
+        wanted = self.pool.blocks_for(len(sequence.tokens)) - len(shared)
+        spare = len(self.running) + len(self.pulling) + sum(map(self.pool.is_kept, shared))
         if wanted + spare > self.pool.num_free:
             return False
-        sequence.block_table = self.pool.allocate(wanted)
+        self.pool.share(shared)
+        sequence.block_table = shared + self.pool.allocate(wanted)
+        sequence.num_computed = len(shared) * self.pool.block_size
+        if sequence.num_output == 0:
+            sequence.num_cached = sequence.num_computed
         return True
 
     def _free(self, sequence: Sequence) -> None:

@@ -58,7 +58,8 @@ SourceOf = Callable[[str], "Source | None"]
 class Handoff:
     """What decode needs to pull for one sequence, and how far it is.
 
-    tokens   0 ──────── num_pulled ─────── num_announced ─────── prompt_length
+    tokens   0 ── sequence.num_computed ─── num_pulled ─── num_announced ─── prompt_length
+                 found in our own cache
     """
 
     sequence: Sequence
@@ -78,7 +79,6 @@ class Handoff:
     verifying: bool = False
     failure: str | None = None
     abandoned: bool = False  # nobody wants the sequence any more: free its blocks when the pull has drained
-    began: float = 0.0
     done_at: float = 0.0
 
 
@@ -149,7 +149,7 @@ class Taking:
             self._recompute(sequence)
             return
         handoff = Handoff(sequence, key, take.peer, source, self._slots.pop(), self._clock() + self._timeout_s)
-        handoff.began = self._clock()
+        handoff.num_pulled = sequence.num_computed
         self._handoffs[take.peer, key] = handoff
         promised = take.first_token is None
         if not source.send(Want(key, source.incarnation, sequence.prompt_length, promised)):
@@ -226,10 +226,10 @@ class Taking:
         if handoff.epoch != message.epoch:
             self._restart(handoff, message)
         handoff.blocks += message.blocks
-        handoff.num_announced = message.num_computed
         if not self._plausible(handoff, message):
             self._fail(handoff, f"{handoff.peer} announced what cannot be")
             return
+        handoff.num_announced = message.num_computed
         if isinstance(message, Done) and not handoff.done:
             self._first_token(handoff, message)
         if not handoff.abandoned:
@@ -238,14 +238,15 @@ class Taking:
     def _restart(self, handoff: Handoff, message: Ready | Done) -> None:
         """A new lease announces its blocks from the first one on."""
         handoff.epoch, handoff.epoch_slot = message.epoch, message.epoch_slot
-        handoff.blocks, handoff.num_announced, handoff.num_pulled, handoff.pulling = [], 0, 0, 0
+        handoff.blocks, handoff.num_announced, handoff.pulling = [], 0, 0
+        handoff.num_pulled = handoff.sequence.num_computed
 
     def _plausible(self, handoff: Handoff, message: Ready | Done) -> bool:
         length, layout = handoff.sequence.prompt_length, handoff.source.layout
         complete = message.num_computed == length if isinstance(message, Done) else message.num_computed <= length
         return (
             complete
-            and handoff.num_pulled <= message.num_computed <= len(handoff.blocks) * layout.block_size
+            and handoff.num_announced <= message.num_computed <= len(handoff.blocks) * layout.block_size
             and len(handoff.blocks) <= -(-length // layout.block_size)
         )
 
@@ -312,7 +313,7 @@ class Taking:
         if self._words[handoff.slot] != handoff.epoch:
             self._fail(handoff, "the lease ended before the last read")
             return
-        self.counters.tokens += handoff.sequence.prompt_length
+        self.counters.tokens += handoff.sequence.prompt_length - handoff.sequence.num_computed
         self.counters.exposed_seconds += self._clock() - handoff.done_at
         self._end(handoff)
         self._scheduler.resume(handoff.sequence, handoff.sequence.prompt_length)
@@ -348,8 +349,8 @@ class Taking:
         handoff.source.send(Release(handoff.key))
 
     def _recompute(self, sequence: Sequence) -> None:
-        self.counters.recomputed_tokens += sequence.prompt_length
-        self._scheduler.resume(sequence, 0)
+        self.counters.recomputed_tokens += sequence.prompt_length - sequence.num_computed
+        self._scheduler.resume(sequence, sequence.num_computed)
 
     def _refuse(self, sequence: Sequence, reason: str, status: int) -> None:
         self._requests.fail(sequence, reason, status)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core import FinishReason
-from tests.unit.toy_engines import DECODE, PREFILL, Pair, expected_answer
+from tests.unit.toy_engines import DECODE, PREFILL, Pair, expected_answer, toy_request
 
 PROMPT = list(range(1, 22))
 
@@ -166,6 +167,31 @@ def test_preempted_sequences_say_the_same() -> None:
     pair.assert_whole()
 
 
+def test_a_known_prefix_is_neither_computed_nor_pulled_again() -> None:
+    pair = Pair()
+    for session in (7, 8):
+        pair.give(session, [*PROMPT, session])
+        taken = pair.take(session, [*PROMPT, session], 3)
+        pair.settle()
+        assert pair.decode.answers[taken].tokens == expected_answer([*PROMPT, session], 3)
+    assert pair.decode.engine.taking.counters.tokens == 22 + 2
+    last = pair.decode.answers[taken].last
+    assert last is not None
+    assert last.cached_tokens == 20
+    pair.assert_whole()
+
+
+def test_a_salt_keeps_prefixes_apart() -> None:
+    pair = Pair()
+    for salt in ("a", "b", "a"):
+        request = msgspec.structs.replace(toy_request(f"salted-{salt}", PROMPT, 1), cache_salt=salt)
+        pair.decode.submit(request)
+        pair.settle()
+        cached = pair.decode.engine.requests.cached_tokens
+        pair.decode.answers.clear()
+    assert cached == 20
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_random_orders_with_faults(seed: int) -> None:
@@ -174,7 +200,9 @@ def test_random_orders_with_faults(seed: int) -> None:
     pair = Pair(num_blocks=chance.choice([8, 16, 40]), budget=chance.choice([3, 8, 64]), seed=seed)
     aborted, wanted = set(), {}
     for session in range(chance.randint(1, 8)):
-        prompt, max_tokens = chance.choices(range(1, 90), k=chance.randint(1, 20)), chance.randint(1, 10)
+        known = chance.choice([[], list(range(1, 13))])  # some prompts begin alike
+        prompt = known + chance.choices(range(1, 90), k=chance.randint(1, 20 - len(known)))
+        max_tokens = chance.randint(1, 10)
         sides = [
             lambda s=session, p=prompt: pair.give(s, p),
             lambda s=session, p=prompt, m=max_tokens: pair.take(s, p, m),

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.cache.leases import LeaseTable
 from engine.cache.pool import BlockPool
+from engine.cache.prefix import PrefixCache
 from engine.core import Delta, Give, ModelInfo, Request, SamplingParams, Sequence, Step, StepOutput, Take
 from engine.engine import Engine
 from engine.migrate.giving import Giving
@@ -142,7 +143,8 @@ class ToyEngine:
         self.from_owners: deque[tuple[str, FromOwner]] = deque()
         self.answers: dict[str, Answer] = {}
         requests = Requests(model)
-        scheduler = Scheduler(BlockPool(num_blocks, block_size), 8, budget)
+        pool = BlockPool(num_blocks, block_size)
+        scheduler = Scheduler(pool, PrefixCache(pool), 8, budget)
         leases = LeaseTable(epochs.owner_words(self.layout, region), 20.0, clock)
         giving = Giving(scheduler, requests, leases, self._send_to_reader, self.incarnation, 30.0, clock)
         words = epochs.reader_words(self.layout, region)
