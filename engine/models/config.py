@@ -9,8 +9,8 @@ from math import log
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from engine.models.errors import ModelLoadError
 from engine.models.families import Family, family_of_config
-from engine.models.resolve import ModelLoadError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 DEFAULT_ROPE_THETA = 10_000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.models.resolve import ModelLoadError
+from engine.models.errors import ModelLoadError
 
 # never: full attention in every layer · always: `sliding_window`, when it is set, holds for every layer
 # by_flag: only with `use_sliding_window`, and only in the layers that `layer_types` or `max_window_layers` name

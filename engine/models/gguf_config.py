@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.models.config import DEFAULT_RMS_EPS, DEFAULT_ROPE_THETA, ModelConfig, Rope, yarn_attention_factor
+from engine.models.errors import ModelLoadError
 from engine.models.families import family_of_gguf
 from engine.models.gguf_file import GGUFFile
-from engine.models.resolve import ModelLoadError
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")

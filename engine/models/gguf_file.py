@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from engine.models.resolve import ModelLoadError
+from engine.models.errors import ModelLoadError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -14,8 +14,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from engine.models.config import ModelConfig
+from engine.models.errors import ModelLoadError
 from engine.models.gguf_file import GGUFFile, GGUFTensor
-from engine.models.resolve import ModelLoadError
 from engine.models.weights import Targets
 
 CHUNK_ITEMS = 1 << 18  # dequantised at a time: 1 MiB of float32, so that the passes over it stay in the cache

@@ -9,10 +9,10 @@ import torch
 from engine.layers.placement import Placement
 from engine.models.config import ModelConfig, read_config
 from engine.models.decoder import Decoder
+from engine.models.errors import ModelLoadError
 from engine.models.gguf_config import read_gguf_config
 from engine.models.gguf_file import read_gguf
 from engine.models.gguf_weights import GGUFWeights
-from engine.models.resolve import ModelLoadError
 from engine.models.safetensors_directory import SafetensorsDirectory
 from engine.models.weights import WeightSource, load_weights
 

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.models.errors import ModelLoadError
 
-class ModelNotFound(ValueError):
+
+class ModelNotFound(ModelLoadError):
     """The model cannot be opened; the message says what was looked for and what to do."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from engine.models.resolve import ModelLoadError
+from engine.models.errors import ModelLoadError
 from engine.models.weights import Targets
 
 SINGLE_FILE = "model.safetensors"

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.models.resolve import ModelLoadError
+from engine.models.errors import ModelLoadError
 
 Targets = Mapping[str, Tensor]
 

@@ -10,8 +10,9 @@ from engine.attention.metadata import batch_of
 from engine.attention.pool import PagedPool
 from engine.attention.reference import ReferenceAttention
 from engine.core import ModelInfo, Request, SamplingParams, Sequence, Step, StepOutput
+from engine.models.errors import ModelLoadError
 from engine.models.load import load_model
-from engine.models.resolve import ModelLoadError, resolve
+from engine.models.resolve import resolve
 from engine.run.executor import Memory
 from engine.sampling.sampler import sample
 from kvtransfer.layout import KVLayout

@@ -53,7 +53,7 @@ class Forward:
         logits = self.decoder(every, self.attention.plan(every))
         for sequence, count in zip(sequences, num_new, strict=True):
             sequence.num_computed += count
-        return list(logits.split(num_new))
+        return list(torch.split(logits, num_new))
 
     def whole(self, tokens: list[int]) -> Tensor:
         """Logits [tokens, vocab], all in one step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from engine.models.decoder import Decoder
 from engine.models.load import load_model
 
-TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32, sums in another order; logits are of the order of 1
+RELATIVE, ABSOLUTE = 1e-4, 2e-5  # float32, sums in another order; logits are of the order of 1
 PROMPT = [token * 31 % VOCAB_SIZE for token in range(70)]
 
 
@@ -52,15 +53,15 @@ def expected(name: str, tokens: list[int]) -> Tensor:
 
 
 def test_logits_are_those_of_transformers(name: str, forward: Forward) -> None:
-    assert_close(forward.whole(PROMPT), expected(name, PROMPT), **TOLERANCE)
+    assert_close(forward.whole(PROMPT), expected(name, PROMPT), rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_token_by_token_is_the_same_as_all_at_once(name: str, forward: Forward) -> None:
-    assert_close(forward.in_chunks(PROMPT, [1] * len(PROMPT)), expected(name, PROMPT), **TOLERANCE)
+    assert_close(forward.in_chunks(PROMPT, [1] * len(PROMPT)), expected(name, PROMPT), rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_a_prompt_then_decode_is_the_same_as_all_at_once(name: str, forward: Forward) -> None:
-    assert_close(forward.in_chunks(PROMPT, [40, *[1] * 30]), expected(name, PROMPT), **TOLERANCE)
+    assert_close(forward.in_chunks(PROMPT, [40, *[1] * 30]), expected(name, PROMPT), rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_a_mixed_batch_is_the_same_as_one_by_one(name: str, forward: Forward) -> None:
@@ -71,7 +72,7 @@ def test_a_mixed_batch_is_the_same_as_one_by_one(name: str, forward: Forward) ->
     forward.step([sequences[row] for row in started], [before[row] for row in started])
     rest = [len(prompt) - count for prompt, count in zip(prompts, before, strict=True)]
     for logits, prompt, count in zip(forward.step(sequences, rest), prompts, before, strict=True):
-        assert_close(logits, expected(name, prompt)[count:], **TOLERANCE)
+        assert_close(logits, expected(name, prompt)[count:], rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_sharded_checkpoints_were_really_sharded(checkpoints: Path) -> None:
@@ -85,9 +86,11 @@ def test_sharded_checkpoints_were_really_sharded(checkpoints: Path) -> None:
 def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, len(PROMPT)))
     cuts = sorted(data.draw(st.sets(st.integers(1, length), max_size=6)) | {0, length})
-    chunks = [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+    chunks = [end - start for start, end in pairwise(cuts)]
     forward = Forward(loaded(checkpoints / windowed), block_size=data.draw(st.sampled_from([1, 4, 16])))
-    assert_close(forward.in_chunks(PROMPT[:length], chunks), forward.whole(PROMPT[:length]), **TOLERANCE)
+    assert_close(
+        forward.in_chunks(PROMPT[:length], chunks), forward.whole(PROMPT[:length]), rtol=RELATIVE, atol=ABSOLUTE
+    )
 
 
 @lru_cache
