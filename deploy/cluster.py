@@ -67,6 +67,7 @@ class Cluster:
     keys: Keys
     listener: Listener  # hears every line the processes write
     say: Callable[[str], None]  # progress, for the user
+    environment: dict[str, str] = field(default_factory=dict)  # on top of the launcher's own
     children: dict[str, Child] = field(default_factory=dict)
     started: float = 0.0  # time.monotonic() seconds
 
@@ -80,10 +81,14 @@ class Cluster:
 
     def start(self) -> None:
         self.started = time.monotonic()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, "PYTHONPATH": path, **self.keys.environment()}
         for member in self.members:
-            self.children[member.name] = Child(member.name, member.command, env, member.cores, self.listener)
+            self.start_member(member)
+
+    def start_member(self, member: Member) -> None:
+        """Also again, after it has ended."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path, **self.keys.environment(), **self.environment}
+        self.children[member.name] = Child(member.name, member.command, env, member.cores, self.listener)
 
     def stop(self, grace_s: float) -> list[str]:
         """Engines first, so that they can leave the proxy; the names of those that had to be killed."""

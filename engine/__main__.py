@@ -26,8 +26,9 @@ from engine.api.errors import TandemError
 from engine.api.settings import load
 from engine.client import CoreClient
 from engine.config import EngineSettings
-from engine.models.resolve import ModelNotFound, resolve
+from engine.models.resolve import resolve
 from engine.observe import log as logs
+from engine.server.listener import CannotListen, Listener, bind, tls_context
 from engine.server.register import NodeStatus, Registration, reachable_url
 from engine.server.shutdown import Shutdown, ShutdownRequested
 
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
 log = logging.getLogger("engine")
-
-BACKLOG = 1024
-LEASE_CHECK_S = 0.1
-FLUSH_S = 2.0  # for the last errors to reach their clients once the core has died
 
 CreateApp = Callable[[EngineSettings, CoreClient, "Tokenizer"], web.Application]
 
@@ -63,63 +60,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure(settings.log_level)
     try:
         sys.exit(_run(settings))
-    except CannotStart as error:
+    except (CannotStart, CannotListen) as error:
         print(f"engine: error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 def _run(settings: EngineSettings) -> int:
     _check_model(settings)
-    tls = _tls(settings)
-    with _bind(settings.host, settings.port) as listener:
+    tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
+    with bind(settings.host, settings.port) as held:
         url = reachable_url("https" if tls else "http", settings.host, settings.port, settings.proxy_url)
         named = settings.model_copy(update={"advertise_url": settings.advertise_url or url})
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(named, listener, tls))
+            return runner.run(_serve(named, held, tls))
 
 
 def _check_model(settings: EngineSettings) -> None:
     try:
         resolve(settings.model)
-    except ModelNotFound as error:
+    except ValueError as error:
         raise CannotStart(f"--model: {error}") from None
 
 
-def _tls(settings: EngineSettings) -> ssl.SSLContext | None:
-    if settings.ssl_certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
-    except OSError as error:  # ssl.SSLError is one
-        raise CannotStart(f"--ssl-certfile {settings.ssl_certfile}: {error}") from None
-    return context
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Holds the port from now on; listening starts when there is somebody to answer."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT to pass
-        listener.bind(address)
-    except OSError as error:
-        raise CannotStart(_cannot_listen(host, port, error)) from None
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    reason = (error.strerror or str(error)).lower()
-    return f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
-
-
-async def _serve(settings: EngineSettings, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+async def _serve(settings: EngineSettings, held: socket.socket, tls: ssl.SSLContext | None) -> int:
     """From here on everything is undone in reverse order, however it ends."""
     shutdown = Shutdown()
     async with AsyncExitStack() as stack:
         try:
             async with shutdown.interrupts(settings.startup_timeout):
-                client = await _start(settings, listener, tls, stack)
+                client = await _start(settings, held, tls, stack)
         except ShutdownRequested:
             log.info("asked to end while starting")
             return 0
@@ -127,33 +96,28 @@ async def _serve(settings: EngineSettings, listener: socket.socket, tls: ssl.SSL
             raise CannotStart(f"not ready after {settings.startup_timeout:g} s; see --startup-timeout") from None
         except TandemError as error:
             raise CannotStart(error.message) from None
-        async with AsyncExitStack() as membership:
-            await _join(settings, client, membership)
-            await _until_end(settings, shutdown, client)
-        return 0 if client.alive else 1
+        return await _until_end(settings, shutdown, client)
 
 
 async def _start(
-    settings: EngineSettings, listener: socket.socket, tls: ssl.SSLContext | None, stack: AsyncExitStack
+    settings: EngineSettings, held: socket.socket, tls: ssl.SSLContext | None, stack: AsyncExitStack
 ) -> CoreClient:
-    """The core and what the API needs load side by side; then this engine listens."""
+    """The core and what the API needs load side by side; then this engine listens, and joins its proxy."""
     log.info("starting the core: %s as %s", settings.model, settings.role.name.lower())
     started = time.monotonic()
     loading = asyncio.create_task(asyncio.to_thread(_load_api, settings))  # begins when the core has been spawned
-    stack.callback(loading.cancel)
+    stack.callback(_forget, loading)
     client = await stack.enter_async_context(CoreClient.start(settings))
     log.info("core ready after %.1f s: %s", time.monotonic() - started, _summary(client))
     create_app, tokenizer = await loading
-    runner = web.AppRunner(
-        create_app(settings, client, tokenizer),
-        access_log=None,
-        handler_cancellation=True,  # a client that goes away frees its request everywhere
-        shutdown_timeout=settings.drain_timeout,
-    )
-    await runner.setup()
-    stack.push_async_callback(_drain, settings, client, runner)
-    await _listen(settings, listener, tls, runner)
+    listener = Listener(create_app(settings, client, tokenizer), settings.drain_timeout)
+    membership = await stack.enter_async_context(AsyncExitStack())  # left after the drain
+    stack.push_async_callback(listener.drain, client)
+    await listener.start(held, tls)
     log.info("listening on %s after %.1f s", settings.advertise_url, time.monotonic() - started)
+    if settings.proxy_url:
+        registration = await membership.enter_async_context(_registration(settings, settings.proxy_url, client))
+        stack.push_async_callback(registration.fall_silent)  # before the drain
     return client
 
 
@@ -171,6 +135,12 @@ def _load_api(settings: EngineSettings) -> tuple[CreateApp, Tokenizer]:
     return create_app, tokenizer
 
 
+def _forget(loading: asyncio.Task[tuple[CreateApp, Tokenizer]]) -> None:
+    """When the core could not start, the tokenizer's own failure is no news."""
+    loading.cancel()
+    loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
 def _summary(client: CoreClient) -> str:
     model = client.model
     return (
@@ -179,18 +149,7 @@ def _summary(client: CoreClient) -> str:
     )
 
 
-async def _listen(
-    settings: EngineSettings, listener: socket.socket, tls: ssl.SSLContext | None, runner: web.AppRunner
-) -> None:
-    try:
-        await web.SockSite(runner, listener, ssl_context=tls, backlog=BACKLOG).start()
-    except OSError as error:  # another took the port between our bind and now
-        raise CannotStart(_cannot_listen(settings.host, settings.port, error)) from None
-
-
-async def _join(settings: EngineSettings, client: CoreClient, membership: AsyncExitStack) -> None:
-    if settings.proxy_url is None:
-        return
+def _registration(settings: EngineSettings, proxy_url: str, client: CoreClient) -> Registration:
     status: NodeStatus = {
         "role": int(settings.role),
         "models": [client.model.name],
@@ -198,13 +157,11 @@ async def _join(settings: EngineSettings, client: CoreClient, membership: AsyncE
         "incarnation": client.incarnation,
     }
     key = settings.cluster_key.get_secret_value() if settings.cluster_key else None
-    url = settings.advertise_url or ""
-    await membership.enter_async_context(
-        Registration(settings.proxy_url, url, lambda: status, key, settings.heartbeat_seconds)
-    )
+    return Registration(proxy_url, settings.advertise_url or "", lambda: status, key, settings.heartbeat_seconds)
 
 
-async def _until_end(settings: EngineSettings, shutdown: Shutdown, client: CoreClient) -> None:
+async def _until_end(settings: EngineSettings, shutdown: Shutdown, client: CoreClient) -> int:
+    """The exit code: 0 after a signal, 1 when the core has died."""
     ends = [asyncio.ensure_future(shutdown.requested.wait()), asyncio.ensure_future(client.ended())]
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -213,20 +170,9 @@ async def _until_end(settings: EngineSettings, shutdown: Shutdown, client: CoreC
             end.cancel()
     if client.alive:
         log.info("draining, for %g s at most; a second signal ends it at once", settings.drain_timeout)
-    else:
-        log.error("the core has died; every open request is told so")
-
-
-async def _drain(settings: EngineSettings, client: CoreClient, runner: web.AppRunner) -> None:
-    """Stops accepting; requests under way, then leases that a reader still needs, get until the deadline."""
-    deadline_s = settings.drain_timeout if client.alive else min(FLUSH_S, settings.drain_timeout)
-    try:
-        async with asyncio.timeout(deadline_s + FLUSH_S):
-            await runner.cleanup()
-            while client.alive and client.stats is not None and client.stats.num_handoff:  # noqa: ASYNC110, stats is polled
-                await asyncio.sleep(LEASE_CHECK_S)
-    except TimeoutError:
-        log.warning("some requests had not ended %.0f s after the drain began", deadline_s)
+        return 0
+    log.error("the core has died; every open request is told so")
+    return 1
 
 
 if __name__ == "__main__":

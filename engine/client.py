@@ -181,6 +181,11 @@ class CoreClient:
             if self._mailboxes.pop(request.id, None) is not None and self.alive:
                 self._send(Abort(request.id))
 
+    def fail_open_requests(self, message: str) -> None:
+        """Ends every open request with an error (503), so that none ends in silence."""
+        for request_id, mailbox in self._mailboxes.items():
+            mailbox.put(Delta(request_id=request_id, finish_reason=FinishReason.ERROR, error=message, error_status=503))
+
     async def call(self, command: LinkCommand) -> bytes:
         """msgpack of the reply's value. Raises the TandemError that the core answered, or DeadlineExceeded."""
         self._check_alive()
@@ -258,8 +263,7 @@ class CoreClient:
         message = f"the engine core ended with exit code {code}"
         if not self._ready.done():
             self._ready.set_exception(Unavailable(f"{message} before it was ready; its log says why"))
-        for request_id, mailbox in self._mailboxes.items():
-            mailbox.put(Delta(request_id=request_id, finish_reason=FinishReason.ERROR, error=message, error_status=503))
+        self.fail_open_requests(message)
         for call_id, future in self._calls.items():
             if not future.done():
                 future.set_result(Reply(call_id, error=message, status=503))

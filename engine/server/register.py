@@ -52,12 +52,16 @@ class Registration:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await self.fall_silent()
         try:
             await self._leave()  # always: the proxy may have taken us in a heartbeat whose answer we did not wait for
         finally:
             await self._session.close()
+
+    async def fall_silent(self) -> None:
+        """No more heartbeats: a draining engine must not be taken for one that is back."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def _keep_registered(self) -> None:
         delay_s = min(FIRST_RETRY_S, self._heartbeat_seconds)

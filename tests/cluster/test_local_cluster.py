@@ -1,0 +1,21 @@
+"""The cluster that every other test here stands on: it answers, disaggregates, and sees what is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.local_cluster import LocalCluster
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_completion_goes_through_both_engines_and_leaves_no_block(cluster: LocalCluster) -> None:
+    before = cluster.engine_metric("decode-1", "transferred_tokens_total")
+    answer = cluster.client().completions.create(
+        model=cluster.model, prompt="The capital of France is", max_tokens=8, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    cluster.assert_whole()
+    assert cluster.engine_metric("decode-1", "transferred_tokens_total") > before
