@@ -1,4 +1,4 @@
-"""/distserve: how a proxy pairs engines and frees what they hold. The core does the work; errors are flat, as LMDeploy's."""
+"""/distserve: how a proxy pairs engines and frees what they hold. The core does the work; errors are flat."""
 
 from __future__ import annotations
 
