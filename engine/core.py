@@ -79,6 +79,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     handoff: Give | Take | None = None
     priority: int = 0  # lower goes first
     cache_salt: str = ""  # prefixes are shared only among requests of the same salt
+    slo_ttft_ms: float | None = None  # wanted: first token within this time of arrival
+    slo_tpot_ms: float | None = None  # wanted: no longer between two tokens than this
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -158,6 +160,11 @@ class Step:
 
     sequences: list[Sequence]
     num_new: list[int]
+
+    @property
+    def num_catching_up(self) -> int:
+        """Tokens of rows that compute more than one."""
+        return sum(count for count in self.num_new if count > 1)
 
     def samples(self, i: int) -> bool:
         """Whether row i catches up in this step, and so samples a token."""

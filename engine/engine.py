@@ -9,6 +9,9 @@ Everything here runs on one thread and never waits; the process around it (engin
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from engine.core import Delta, Give, Request, Sequence, Status, Step, StepOutput, Take, TokenLogprobs
 from engine.migrate.giving import Giving
 from engine.migrate.taking import Taking
@@ -21,18 +24,25 @@ class Engine:
     """Continuous batching over one executor, with both sides of a hand-off."""
 
     def __init__(
-        self, executor: Executor, scheduler: Scheduler, requests: Requests, giving: Giving, taking: Taking
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        requests: Requests,
+        giving: Giving,
+        taking: Taking,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.executor = executor
         self.scheduler = scheduler
         self.requests = requests
         self.giving = giving
         self.taking = taking
+        self.clock = clock
         self.steps = 0
 
-    def submit(self, request: Request, now: float) -> None:
+    def submit(self, request: Request) -> None:
         """Takes a request in. Validation is done: it fits the model and the pool."""
-        sequence = self.requests.open(request, now)
+        sequence = self.requests.open(request, self.clock())
         match request.handoff:
             case Give():
                 self.giving.expect(sequence)
@@ -56,7 +66,8 @@ class Engine:
 
     def step(self) -> bool:
         """schedule, execute, update; False when there was nothing to compute."""
-        step = self.scheduler.schedule()
+        began = self.clock()
+        step = self.scheduler.schedule(began)
         for sequence in self.scheduler.take_reserved():
             self.taking.begin(sequence)
         if step is None:
@@ -64,6 +75,7 @@ class Engine:
         output = self.executor.execute(step)
         self._update(step, output)
         self.steps += 1
+        self.scheduler.pace.observe(step.num_catching_up, self.clock() - began)
         return True
 
     def deltas(self) -> list[Delta]:

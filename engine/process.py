@@ -119,7 +119,7 @@ class CoreProcess:
     def _on_api(self, message: ToCore) -> None:
         match message:
             case Submit(request):
-                self._engine.submit(request, time.monotonic())
+                self._engine.submit(request)
             case Abort(request_id):
                 self._engine.abort(request_id)
             case Call():

@@ -2,7 +2,8 @@
 
 Each step gives sequences tokens until their computed tokens catch up with their known ones; that one rule is chunked
 prefill, decode and recompute after preemption alike. Sequences that only need one token are always served; the rest of
-the step's token budget goes to those that catch up, oldest first.
+the step's token budget goes to those that catch up, the most urgent first (engine/pace.py), so several prompts share a
+step and a short one does not wait behind a long one.
 
 Blocks: a sequence enters only when all its known tokens fit; while it grows, the youngest running sequence yields (its
 blocks are freed, it will recompute). The oldest never yields to anyone, so something always progresses.
@@ -15,10 +16,11 @@ from bisect import insort
 from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixCache
 from engine.core import Give, Sequence, Status, Step
+from engine.pace import Pace, urgency
 
 
 def seniority(sequence: Sequence) -> tuple[int, float]:
-    """Sort key: what comes first is served first and yields last."""
+    """Sort key: who comes first yields last."""
     return sequence.request.priority, sequence.arrival
 
 
@@ -30,6 +32,7 @@ class Scheduler:
         self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
         self.token_budget = token_budget
+        self.pace = Pace()
         self.waiting: list[Sequence] = []  # by seniority: WAITING and RESERVING
         self.running: list[Sequence] = []  # by seniority: RUNNING
         self.pulling: set[Sequence] = set()  # PULLING: hold blocks, compute nothing
@@ -76,31 +79,67 @@ class Scheduler:
         reserved, self._reserved = self._reserved, []
         return reserved
 
-    def schedule(self) -> Step | None:
+    def schedule(self, now: float) -> Step | None:
         """The next step, its blocks allocated; None when nothing can compute now."""
         step = Step([], [])
-        budget = self.token_budget - sum(sequence.num_missing == 1 for sequence in self.running)
-        budget = self._continue_running(step, max(budget, 0))
-        self._admit(step, budget)
+        self._continue_decoding(step)
+        self._catch_up(step, self._chunk_budget(len(step.sequences)), now)
         return step if step.sequences else None
 
-    def _continue_running(self, step: Step, budget: int) -> int:
-        """Rows for running sequences, oldest first; the budget left. Who yields is always further down the list."""
+    def _continue_decoding(self, step: Step) -> None:
+        """Blocks for everyone that grows, and one token for every sequence that has caught up. Oldest first: who yields
+        is always further down the list, and not in the step yet."""
         position = 0
         while position < len(self.running):
             sequence = self.running[position]
-            decodes = sequence.num_missing == 1
-            count = 1 if decodes else min(sequence.num_missing, budget)
-            if count and self._grow(sequence, count):
+            if self._grow(sequence) and sequence.num_missing == 1:
+                step.sequences.append(sequence)
+                step.num_new.append(1)
+            position += 1
+
+    def _chunk_budget(self, num_decoding: int) -> int:
+        """Tokens for those that catch up: what is left of the step, within the pace that running streams want."""
+        budget = max(self.token_budget - num_decoding, 1)
+        limits = [
+            s.request.slo_tpot_ms for s in self.running if s.num_missing == 1 and s.request.slo_tpot_ms is not None
+        ]
+        return self.pace.tokens_within(min(limits) / 1e3, budget) if limits else budget
+
+    def _catch_up(self, step: Step, budget: int, now: float) -> None:
+        """Shares the budget among the running that catch up and the waiting, the most urgent first. When a waiting one
+        does not fit the pool, none overtakes it: its turn must come."""
+        room = self.max_num_seqs - len(self.running) - len(self.pulling)
+        candidates = [sequence for sequence in self.running if sequence.num_missing > 1 and self._covered(sequence)]
+        candidates += self.waiting if room > 0 else []
+        for sequence in sorted(candidates, key=lambda candidate: urgency(candidate, self.pace, now)):
+            if sequence.status is not Status.RUNNING:
+                if room <= 0 or (budget == 0 and sequence.status is Status.WAITING):
+                    continue
+                if not self._reserve(sequence):
+                    room = 0
+                    continue
+                self._admit(sequence)
+                room -= 1
+            if sequence.status is Status.RUNNING and budget > 0:
+                count = min(sequence.num_missing, budget)
                 step.sequences.append(sequence)
                 step.num_new.append(count)
-                budget -= 0 if decodes else count
-            position += 1
-        return budget
+                budget -= count
 
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Blocks for `count` more tokens, taken from the youngest if need be; False when it must sit this step out."""
-        wanted = self.pool.blocks_for(sequence.num_computed + count) - len(sequence.block_table)
+    def _admit(self, sequence: Sequence) -> None:
+        """Its blocks are reserved: WAITING ─▶ RUNNING, or RESERVING ─▶ PULLING."""
+        self.waiting.remove(sequence)
+        if sequence.status is Status.RESERVING:
+            sequence.status = Status.PULLING
+            self.pulling.add(sequence)
+            self._reserved.append(sequence)
+        else:
+            sequence.status = Status.RUNNING
+            insort(self.running, sequence, key=seniority)
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Blocks for all its known tokens, taken from the youngest if need be; False when it must sit this step out."""
+        wanted = self.pool.blocks_for(len(sequence.tokens)) - len(sequence.block_table)
         while wanted > self.pool.num_free:
             victim = self._youngest_after(sequence)
             if victim is None:
@@ -108,6 +147,9 @@ class Scheduler:
             self._preempt(victim)
         sequence.block_table += self.pool.allocate(max(wanted, 0))
         return True
+
+    def _covered(self, sequence: Sequence) -> bool:
+        return len(sequence.block_table) * self.pool.block_size >= len(sequence.tokens)
 
     def _youngest_after(self, sequence: Sequence) -> Sequence | None:
         """A hand-off in the making never yields: its blocks are being read, and it grows no further."""
@@ -126,26 +168,6 @@ class Scheduler:
         victim.num_preempted += 1
         self.preemptions += 1
         self.add(victim)
-
-    def _admit(self, step: Step, budget: int) -> None:
-        """First come, first served: when the first in line does not fit, nobody overtakes it."""
-        while self.waiting and len(self.running) + len(self.pulling) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            reserving = sequence.status is Status.RESERVING
-            if not (reserving or budget) or not self._reserve(sequence):
-                return
-            self.waiting.pop(0)
-            if reserving:
-                sequence.status = Status.PULLING
-                self.pulling.add(sequence)
-                self._reserved.append(sequence)
-                continue
-            count = min(sequence.num_missing, budget)
-            budget -= count
-            sequence.status = Status.RUNNING
-            insort(self.running, sequence, key=seniority)
-            step.sequences.append(sequence)
-            step.num_new.append(count)
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Blocks for all its known tokens, those of a known prefix shared; leaves one for each running sequence to grow

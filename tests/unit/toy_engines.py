@@ -149,7 +149,7 @@ class ToyEngine:
         giving = Giving(scheduler, requests, leases, self._send_to_reader, self.incarnation, 30.0, clock)
         words = epochs.reader_words(self.layout, region)
         taking = Taking(scheduler, requests, self.layout, words, self.sources.get, 30.0, 5.0, clock)
-        self.engine = Engine(self.executor, scheduler, requests, giving, taking)
+        self.engine = Engine(self.executor, scheduler, requests, giving, taking, clock)
         self.clock = clock
 
     def reads_from(self, owner: ToyEngine) -> ToySource:
@@ -159,7 +159,7 @@ class ToyEngine:
 
     def submit(self, request: Request) -> None:
         self.answers[request.id] = Answer()
-        self.engine.submit(request, self.clock.now)
+        self.engine.submit(request)
 
     def step(self) -> bool:
         busy = self.engine.step()

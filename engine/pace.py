@@ -1,0 +1,56 @@
+"""How fast this engine computes, measured as it runs, and what follows for the next step.
+
+A step costs about `base + tokens * per_token` seconds, where `tokens` are those of sequences that catch up. Both are
+followed by moving averages, so the model adapts to the machine, the batch and its neighbours.
+"""
+
+from __future__ import annotations
+
+from engine.core import Sequence
+
+SMOOTHING = 0.2  # weight of the newest measurement
+MIN_CHUNK = 16  # tokens; less would starve prompts to no stream's profit
+MEASURABLE_CHUNK = 16  # tokens; a shorter chunk drowns in the base cost
+
+
+class Pace:
+    """Seconds per decode step and per caught-up token."""
+
+    def __init__(self) -> None:
+        self.base_s = 0.0
+        self.per_token_s = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A step took `seconds` and computed `num_tokens` tokens of sequences that catch up."""
+        if num_tokens == 0:
+            self.base_s = _follow(self.base_s, seconds)
+        elif num_tokens >= MEASURABLE_CHUNK:
+            self.per_token_s = _follow(self.per_token_s, max(seconds - self.base_s, 0.0) / num_tokens)
+
+    def seconds_for(self, num_tokens: int) -> float:
+        """How long so many tokens will take to catch up."""
+        return num_tokens * self.per_token_s
+
+    def tokens_within(self, seconds: float, most: int) -> int:
+        """The longest chunk whose step ends within `seconds`, from MIN_CHUNK to `most` tokens."""
+        if self.per_token_s == 0.0:
+            return most
+        return max(min(MIN_CHUNK, most), min(most, int((seconds - self.base_s) / self.per_token_s)))
+
+
+def _follow(average: float, value: float) -> float:
+    return value if average == 0.0 else average + SMOOTHING * (value - average)
+
+
+def urgency(sequence: Sequence, pace: Pace, now: float) -> tuple[int, float]:
+    """Sort key, the most urgent first: shortest remaining time first, where every second of waiting counts as a second
+    less to do, so that nothing starves. A request with a deadline for its first token becomes as urgent as its slack is
+    short; one that is late already competes like any other, so as not to make more of them late.
+    """
+    request, waited = sequence.request, now - sequence.arrival
+    remaining = pace.seconds_for(sequence.num_missing)
+    score = remaining - waited
+    if request.slo_ttft_ms is not None and sequence.num_output == 0:
+        slack = request.slo_ttft_ms / 1e3 - waited - remaining
+        score = min(score, slack) if slack >= 0 else score
+    return request.priority, score
