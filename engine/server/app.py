@@ -9,7 +9,7 @@ from aiohttp import web
 from engine.client import CoreClient
 from engine.config import EngineSettings
 from engine.observe.metrics import EngineMetrics
-from engine.server import admin, chat, completions, distserve, docs
+from engine.server import admin, chat, completions, distserve, docs, protocol_log
 from engine.server.keys import authenticate
 from engine.server.middlewares import add_request_id, observe, reply_with_errors
 from engine.server.service import SERVICE, Service, fingerprint
@@ -45,6 +45,7 @@ def create_app(settings: EngineSettings, client: CoreClient, tokenizer: Tokenize
         metrics=EngineMetrics(lambda: client.stats),
         fingerprint=fingerprint(client),
     )
+    protocol_log.install()
     app.add_routes(ROUTES)
     app.on_response_prepare.append(add_request_id)
     return app

@@ -7,14 +7,17 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.api.errors import BodyTimeout, TooLarge
+from engine.api.errors import BodyTimeout, InvalidRequest, TooLarge
 from engine.server.service import SERVICE
 
 BODY_DEADLINE_S: Final = 60.0
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Whatever its content type says. Raises TooLarge, before reading where the length is announced, or BodyTimeout."""
+    """Whatever its content type says.
+
+    Raises TooLarge (before reading, where the length is announced), BodyTimeout, or InvalidRequest for a bad encoding.
+    """
     limit = int(request.app[SERVICE].settings.max_body_bytes)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
@@ -23,6 +26,8 @@ async def read_body(request: web.Request) -> bytes:
             return await _read_up_to(request, limit)
     except TimeoutError as error:
         raise BodyTimeout(f"The body did not arrive within {BODY_DEADLINE_S:g} s") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("The body cannot be decoded as its Content-Encoding or Transfer-Encoding says") from error
 
 
 async def _read_up_to(request: web.Request, limit: int) -> bytes:

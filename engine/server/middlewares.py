@@ -52,7 +52,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """on_response_prepare: the last moment before a head is sent, of streams too."""
-    response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
+    if request_id := request.get(REQUEST_ID):  # aiohttp refuses some requests before any middleware sees them
+        response.headers[REQUEST_ID_HEADER] = request_id
 
 
 @web.middleware

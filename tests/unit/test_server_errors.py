@@ -125,6 +125,26 @@ async def test_no_body_can_hurt(server: ApiServer, body: bytes) -> None:
     assert status == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"hello", b"HTTP/1.1 400"),
+        (b"Transfer-Encoding: chunked\r\n", b"ZZ\r\nhello\r\n", b"HTTP/1.0 400"),
+        (b"Content-Length: -5\r\n", b"", b"HTTP/1.0 400"),
+        (b"Expect: pudding\r\nContent-Length: 0\r\n", b"", b"HTTP/1.1 417"),
+        (b"X: " + b"a" * 100_000 + b"\r\n", b"", b"HTTP/1.0 400"),
+    ],
+)
+async def test_broken_http_is_one_reply_and_one_line_of_log(
+    server: ApiServer, headers: bytes, body: bytes, expected: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = await server.raw(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n" + body)
+    assert head.startswith(expected)
+    assert "Traceback" not in caplog.text
+    status, _ = await server.post(TEXT, {"prompt": "still here"})
+    assert status == 200
+
+
 async def test_json_is_read_whatever_its_content_type_says(server: ApiServer) -> None:
     async with server.http.post(
         server.url + TEXT, data=b'{"prompt":"x"}', headers={"Content-Type": "text/plain"}
