@@ -23,6 +23,8 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
         return _Metadata(file).config()
     except KeyError as error:
         raise ModelLoadError(f"{file.path} lacks {error}") from error
+    except (TypeError, ArithmeticError) as error:
+        raise ModelLoadError(f"{file.path} has metadata of the wrong kind: {error}") from error
 
 
 class _Metadata:

@@ -84,7 +84,9 @@ class _Header:
         num_tensors, num_fields = self._unpack("<Q"), self._unpack("<Q")
         metadata = {self._string(): self._value() for _ in range(num_fields)}
         infos = [self._tensor_info() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"its alignment is {alignment!r}")
         start = -(-self.offset // alignment) * alignment
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, shape, kind, at in infos}
         return GGUFFile(self.path, metadata, tensors)

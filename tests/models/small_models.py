@@ -65,6 +65,11 @@ RECIPES = {
         Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
     ),
     "qwen3": Recipe(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+    "wide": Recipe(  # rows of whole quantisation blocks
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 1},
+    ),
     "one-kv-head": Recipe(LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 1}),
 }
 
