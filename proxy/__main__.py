@@ -10,6 +10,7 @@ import sys
 
 import uvloop
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.api.settings import load
 from engine.observe.log import configure
@@ -17,6 +18,7 @@ from proxy.app import make_app
 from proxy.config import ProxySettings
 
 log = logging.getLogger("proxy")
+http_log = logging.getLogger("proxy.http")  # aiohttp's own
 
 DESCRIPTION = """\
 One address for a cluster of engines: speaks OpenAI's API to clients, pairs prefill with decode engines, and keeps
@@ -34,7 +36,13 @@ BACKLOG = 1024
 def main() -> None:
     settings = load(ProxySettings, sys.argv[1:], prog="proxy", description=DESCRIPTION, example=EXAMPLE)
     configure(settings.log_level)
+    http_log.addFilter(_is_not_a_strangers_fault)
     sys.exit(uvloop.run(serve(settings)))
+
+
+def _is_not_a_strangers_fault(record: logging.LogRecord) -> bool:
+    """Malformed requests have had their 400: no traceback for each."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 async def serve(settings: ProxySettings) -> int:
@@ -46,6 +54,7 @@ async def serve(settings: ProxySettings) -> int:
         make_app(settings),
         handler_cancellation=True,  # a client that leaves ends its request, and that the engines' part of it
         access_log=None,
+        logger=http_log,
         keepalive_timeout=KEEPALIVE_S,
         max_line_size=settings.max_header_bytes,
         max_field_size=settings.max_header_bytes,

@@ -12,6 +12,7 @@ decode with `migration_request`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -112,21 +113,17 @@ class Dispatcher:
 
     async def _attempt(self, call: Call, tried: set[str], deliver: Deliver) -> Outcome:
         with self._leases.open() as lease:
-            began = asyncio.get_running_loop().time()
+            began = time.monotonic()
             chosen = self._choose(call, tried, lease)
             decode = chosen.decode if isinstance(chosen, Shared) else chosen
             exchange = await self._start(call, chosen, lease)
             outcome = await deliver(exchange)
-            if outcome.whole:
+            if outcome.whole and outcome.status < 300:
                 lease.held = None  # decode has read it, or never needed it
-                self._served(decode, exchange, began)
+                decode.served(time.monotonic() - began)
             elif isinstance(exchange.error, UpstreamFailed):
                 decode.failed(exchange.error)
             return outcome
-
-    def _served(self, node: Node, exchange: Exchange, began: float) -> None:
-        if exchange.head is not None and exchange.head.status < 300:
-            node.served(node.upstream.now() - began)
 
     # who
 
@@ -201,7 +198,7 @@ class Dispatcher:
         else:
             prefill.answered(reply.head.status)
             if reply.head.status < 300:
-                prefill.served(prefill.upstream.now() - give.started_at)
+                prefill.served(time.monotonic() - give.started_at)
                 lease.held = HeldCache(prefill, chosen.decode.url, lease.session)
                 lease.release(prefill)
                 return
@@ -241,7 +238,7 @@ class Dispatcher:
             raise AttemptFailed(prefill, error) from None
         if reply.head.status >= 300:
             raise Refused(reply)
-        prefill.served(prefill.upstream.now() - give.started_at)
+        prefill.served(time.monotonic() - give.started_at)
         migration = read_prefill_reply(reply.body).migration(self._migration(chosen))
         if migration is None:
             self._metrics.handoffs["recomputed"] += 1

@@ -81,7 +81,7 @@ class Exchange:
     def __init__(self, upstream: Upstream, request: list[bytes], now: float) -> None:
         self.upstream = upstream
         self.request = request
-        self.started_at = now  # loop time, seconds
+        self.started_at = now  # monotonic, seconds
         self.first_byte_at = 0.0  # of the body
         self.connection: Connection | None = None
         self.connecting: asyncio.Task[None] | None = None

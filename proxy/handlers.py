@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from engine.api.distserve import HANDOFF_HEADER
-from engine.api.errors import InvalidRequest, NotFound, TandemError, TooLarge
+from engine.api.errors import BodyTimeout, InvalidRequest, NotFound, TooLarge
 from proxy.exchange import Exchange
 from proxy.http1 import HOP_BY_HOP
 from proxy.relay import BufferedReply, Outcome, give, relay
@@ -23,12 +23,6 @@ _KEPT_BACK = HOP_BY_HOP | {
     *(b"host", b"content-length", b"content-encoding", b"accept-encoding", b"expect", b"cookie"),
     HANDOFF_HEADER.lower().encode(),
 }
-
-
-class RequestTimeout(TandemError):
-    status = 408
-    type = "invalid_request_error"
-    label = "request_timeout"
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
@@ -55,7 +49,7 @@ async def get_model(request: web.Request) -> web.Response:
 
 async def _answer(request: web.Request, shared: bool) -> web.StreamResponse:
     service = request.app[SERVICE]
-    arrived = asyncio.get_running_loop().time()
+    arrived = time.monotonic()
     async with service.admission:
         body = await _read_body(request, service.settings.max_body_bytes, service.settings.body_timeout)
         call = Call(request.path, _passed_headers(request, service), body, shared, read_shape(body))
@@ -72,7 +66,7 @@ async def _answer(request: web.Request, shared: bool) -> web.StreamResponse:
 
 
 async def _read_body(request: web.Request, limit: int, patience_s: float) -> bytes:
-    """Raises TooLarge, RequestTimeout, InvalidRequest."""
+    """Raises TooLarge, BodyTimeout, InvalidRequest."""
     if (request.content_length or 0) > limit:
         raise TooLarge(f"The body is longer than {limit} bytes")
     try:
@@ -81,7 +75,7 @@ async def _read_body(request: web.Request, limit: int, patience_s: float) -> byt
         async with asyncio.timeout(patience_s):
             return await request.read()
     except TimeoutError:
-        raise RequestTimeout(f"The body was not complete within {patience_s:g} s") from None
+        raise BodyTimeout(f"The body was not complete within {patience_s:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise TooLarge(f"The body is longer than {limit} bytes") from None
     except web.RequestPayloadError as error:

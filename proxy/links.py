@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -200,7 +201,7 @@ class Links:
             await asyncio.sleep(min(FIRST_RETRY_S * 2 ** (link.failures - 1), LONGEST_RETRY_S))
 
     async def _attempt(self, link: Link) -> None:
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self._terms.deadline_s):
                 await self._handshake(link)
@@ -208,7 +209,7 @@ class Links:
             raise LinkFailed(f"{link.pair.prefill} and {link.pair.decode} did not connect in time") from None
         except TandemError as error:
             raise LinkFailed(error.message) from None
-        link.connect_seconds = asyncio.get_running_loop().time() - began
+        link.connect_seconds = time.monotonic() - began
         link.state, link.failures, link.reason = LinkState.CONNECTED, 0, ""
         link.settled.set()
         log.info(

@@ -42,7 +42,7 @@ class Metrics:
         return generate_latest(registry)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Snapshot(Collector):
     families: Callable[[], Iterator[Metric]]
 

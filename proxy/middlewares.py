@@ -21,6 +21,7 @@ from engine.api.errors import (
     openai_body,
 )
 from proxy.keys import CLUSTER_ROUTES
+from proxy.relay import ABANDONED
 from proxy.service import SERVICE
 
 log = logging.getLogger("proxy")
@@ -43,7 +44,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     except ConnectionError:
         service.metrics.client_disconnects += 1
-        raise  # aiohttp closes what is left of the connection
+        return ABANDONED
     except Exception as exception:
         error = _as_error(request, exception)
         status = error.status

@@ -43,8 +43,8 @@ class Node:
     incarnation: str = ""
     unfinished: int = 0
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))  # seconds, of successes
-    observed_at: float = 0.0  # loop time of the last of them
-    heartbeat_at: float | None = None  # loop time; None: it does not heartbeat
+    observed_at: float = 0.0  # monotonic, of the last of them
+    heartbeat_at: float | None = None  # monotonic; None: it does not heartbeat
     out_because: str | None = None
     refused: bool = False  # nobody listened there for a while: it may come back as another process
     faults: int = 0  # in a row
@@ -94,6 +94,7 @@ class Node:
             self.put_out(reason)
 
     def put_out(self, reason: str) -> None:
+        reason = reason.removeprefix(self.url).strip()
         if self.up:
             log.warning("%s is out: %s", self.url, reason)
         self.out_because = reason

@@ -53,6 +53,7 @@ class _Given(web.StreamResponse):
 
 _KEEP: Final = _Given(True)
 _CLOSE: Final = _Given(False)
+ABANDONED: Final[web.StreamResponse] = _CLOSE  # for a client that has left: there is nobody to answer
 
 
 async def buffer(exchange: Exchange) -> BufferedReply:

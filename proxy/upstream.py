@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Upstream:
         self._idle: deque[Connection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
+        self.now = time.monotonic  # not the loop's time, which uvloop rounds to milliseconds
 
     def begin(self, method: str, path: str, headers: bytes, body: bytes) -> Exchange:
         """Sends a request; `headers` are whole lines. Never blocks and fails only through the Exchange, but for
@@ -194,7 +195,7 @@ class Upstream:
         return (connection.exchange for connection in list(self.open) if connection.exchange is not None)
 
     def heard_since(self, moment: float) -> bool:
-        """Whether any byte came from this engine since (loop time)."""
+        """Whether any byte came from this engine since (monotonic)."""
         return any(
             connection.heard or connection.quiet_since > moment for connection in self.open if connection.exchange
         )
