@@ -1,0 +1,109 @@
+"""A client that measures: streams completions from any OpenAI server and keeps the time of every chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+
+WORDS = (
+    "river stone market lantern window garden copper violin harvest winter signal bridge paper forest engine harbor "
+    "silver morning ladder candle thunder meadow pocket island mirror desert blanket teacher orange compass"
+).split()  # noqa: SIM905, a list of words reads worse
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One server under test: a name for the table, its base URL up to /v1, the model it serves."""
+
+    name: str
+    url: str
+    model: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """One streamed answer. Times are seconds of time.perf_counter."""
+
+    started: float
+    chunks: list[float] = field(default_factory=list)  # arrivals of chunks that carry text
+    num_tokens: int = 0
+    prompt_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def ttft(self) -> float:
+        return self.chunks[0] - self.started
+
+    @property
+    def gaps(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.chunks, self.chunks[1:], strict=False)]
+
+    @property
+    def seconds_per_token(self) -> float:
+        """After the first token; servers that send several tokens a chunk are not favoured by it."""
+        return (self.chunks[-1] - self.chunks[0]) / max(self.num_tokens - 1, 1)
+
+
+def text_of(num_words: int, seed: int) -> str:
+    """Words in an order that no prefix cache has seen; each is one token for SmolLM2."""
+    chance = random.Random(seed)
+    return " ".join(chance.choice(WORDS) for _ in range(num_words))
+
+
+async def stream(session: aiohttp.ClientSession, target: Target, prompt: str, max_tokens: int) -> Answer:
+    """Asks for exactly `max_tokens` greedy tokens where the server can ignore EOS. An error becomes the answer's."""
+    body = {
+        "model": target.model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    answer = Answer(time.perf_counter())
+    try:
+        async with session.post(f"{target.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                answer.error = f"{response.status}: {(await response.text())[:200]}"
+                return answer
+            async for line in response.content:
+                _read(answer, line)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        answer.error = repr(error)
+    if not answer.chunks and answer.error is None:
+        answer.error = "an empty answer"
+    return answer
+
+
+def _read(answer: Answer, line: bytes) -> None:
+    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+        return
+    now = time.perf_counter()
+    event = json.loads(line[6:])
+    if "error" in event:
+        answer.error = str(event["error"])
+        return
+    if event.get("choices") and event["choices"][0].get("text"):
+        answer.chunks.append(now)
+    usage = event.get("usage")
+    answer.num_tokens = usage["completion_tokens"] if usage else max(answer.num_tokens, len(answer.chunks))
+    answer.prompt_tokens = usage["prompt_tokens"] if usage else answer.prompt_tokens
+
+
+def open_session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), read_bufsize=1 << 20
+    )
+
+
+async def streams(session: aiohttp.ClientSession, target: Target, prompts: list[str], max_tokens: int) -> list[Answer]:
+    """All at once."""
+    return list(await asyncio.gather(*(stream(session, target, prompt, max_tokens) for prompt in prompts)))
