@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-WORDS = (
+TEXT = (
     "river stone market lantern window garden copper violin harvest winter signal bridge paper forest engine harbor "
     "silver morning ladder candle thunder meadow pocket island mirror desert blanket teacher orange compass"
-).split()  # noqa: SIM905, a list of words reads worse
+)
+WORDS = TEXT.split()
 TIMEOUT_S = 600.0
 
 
