@@ -11,8 +11,8 @@ import msgspec
 from aiohttp import web
 
 from engine.api.decoding import decode_json
+from engine.api.distserve import HEARTBEAT_HEADER, Status, WarmupResponse
 from engine.api.distserve import Node as Registration
-from engine.api.distserve import Status, WarmupResponse
 from engine.api.errors import TandemError, Unavailable
 from proxy.exchange import Loss, UpstreamFailed
 from proxy.nodes import Node
@@ -45,7 +45,9 @@ async def add(request: web.Request) -> web.Response:
     if not status.models:
         status = msgspec.structs.replace(status, models=await _ask_models(service, registration.url))
     service.nodes.add(registration.url, status)
-    return _reply("Added successfully")
+    reply = _reply("Added successfully")
+    reply.headers[HEARTBEAT_HEADER] = "1"
+    return reply
 
 
 async def _ask_models(service: Service, url: str) -> list[str]:

@@ -18,6 +18,7 @@ from kvtransfer.protocol import ConnectionStatus, MigrationProtocol, RDMALinkTyp
 EngineRole = Role
 
 HANDOFF_HEADER: Final = "X-Tandem-Handoff"
+HEARTBEAT_HEADER: Final = "X-Tandem-Heartbeat"  # on the reply to /nodes/add: adding a node again is a heartbeat here
 MAX_SESSION: Final = 2**53 - 1  # what every JSON reader keeps exact
 
 Session = Annotated[int, msgspec.Meta(ge=0, le=MAX_SESSION)]

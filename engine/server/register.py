@@ -2,6 +2,10 @@
 
 The heartbeat *is* the registration: the same idempotent POST /nodes/add every few seconds. A proxy that was restarted,
 or that has dropped us, learns of us again with the next one; nothing has to be noticed first.
+
+LMDeploy's proxy takes a repeated /nodes/add for another engine, and drops the links and the counts of the one it had. A
+proxy that does not say that it takes heartbeats is therefore asked for its list, and told again only when we are not on
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from engine.api.distserve import HEARTBEAT_HEADER
 
 log = logging.getLogger("engine.register")
 
@@ -42,6 +48,7 @@ class Registration:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._heartbeat_seconds = heartbeat_seconds
         self._said = ""
+        self._takes_heartbeats = True
         self.registered = asyncio.Event()  # set while the last heartbeat was accepted
 
     async def __aenter__(self) -> Self:
@@ -72,6 +79,8 @@ class Registration:
             await asyncio.sleep(delay_s)
 
     async def _beat(self) -> None:
+        if not self._takes_heartbeats and await self._is_listed():
+            return
         refusal = await self._post("/nodes/add", {"url": self._url, "status": self._status()})
         if refusal is None:
             self.registered.set()
@@ -81,6 +90,15 @@ class Registration:
             self._say(
                 logging.WARNING, f"the proxy {self._proxy_url} {refusal}; trying again until it takes this engine"
             )
+
+    async def _is_listed(self) -> bool:
+        """Whether the proxy knows us; a proxy that does not say is told again, and what goes wrong is seen then."""
+        try:
+            async with self._session.get(self._proxy_url + "/nodes/status") as reply:
+                nodes = await reply.json()
+                return reply.status == 200 and self._url in nodes
+        except (TimeoutError, aiohttp.ClientError, ValueError, TypeError):
+            return False
 
     async def _leave(self) -> None:
         self.registered.clear()
@@ -96,6 +114,7 @@ class Registration:
         try:
             async with self._session.post(self._proxy_url + path, json=body) as reply:
                 text = (await reply.content.read(200)).decode(errors="replace")
+                self._takes_heartbeats = HEARTBEAT_HEADER in reply.headers
                 return None if reply.status == 200 else f"refused this engine with {reply.status}: {text}"
         except TimeoutError:
             return f"did not answer within {ATTEMPT_DEADLINE_S:g} s"

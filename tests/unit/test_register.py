@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from deploy.ports import free_ports
+from engine.api.distserve import HEARTBEAT_HEADER
 from engine.server.register import Registration, reachable_url
 
 ENGINE = "http://127.0.0.1:23333"
@@ -23,7 +24,8 @@ DEADLINE_S = 10.0
 class FakeProxy:
     """Remembers what it was told, and answers as it is set to."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes_heartbeats: bool = True) -> None:
+        self.headers = {HEARTBEAT_HEADER: "1"} if takes_heartbeats else {}
         self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
         self.nodes: dict[str, Any] = {}
         self.calls: asyncio.Queue[tuple[str, str | None]] = asyncio.Queue()
@@ -34,6 +36,7 @@ class FakeProxy:
         app = web.Application()
         app.router.add_post("/nodes/add", self._add)
         app.router.add_post("/nodes/remove", self._remove)
+        app.router.add_get("/nodes/status", self._list)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", int(self.url.rsplit(":", 1)[1])).start()
@@ -55,12 +58,16 @@ class FakeProxy:
         if self.status == 200:
             self.nodes[body["url"]] = body["status"]
         self.calls.put_nowait((request.path, request.headers.get("Authorization")))
-        return web.json_response("Added successfully", status=self.status)
+        return web.json_response("Added successfully", status=self.status, headers=self.headers)
 
     async def _remove(self, request: web.Request) -> web.Response:
         self.nodes.pop((await request.json())["url"], None)
         self.calls.put_nowait((request.path, request.headers.get("Authorization")))
         return web.json_response("Deleted successfully")
+
+    async def _list(self, request: web.Request) -> web.Response:
+        self.calls.put_nowait((request.path, request.headers.get("Authorization")))
+        return web.json_response(self.nodes)
 
 
 def registration(proxy: FakeProxy, key: str | None = None) -> Registration:
@@ -80,6 +87,18 @@ async def test_a_proxy_that_forgets_is_told_again() -> None:
     proxy = FakeProxy()
     async with proxy.running(), registration(proxy):
         await proxy.heard("/nodes/add")
+        proxy.nodes.clear()
+        await proxy.heard("/nodes/add")
+        assert proxy.nodes == {ENGINE: STATUS}
+
+
+async def test_a_proxy_that_takes_no_heartbeats_is_told_again_only_when_it_forgets() -> None:
+    """LMDeploy's: whoever is added again loses its links there."""
+    proxy = FakeProxy(takes_heartbeats=False)
+    async with proxy.running(), registration(proxy, key="secret"):
+        async with asyncio.timeout(DEADLINE_S):
+            heard = [await proxy.calls.get() for _ in range(4)]
+        assert heard == [("/nodes/add", "Bearer secret"), *[("/nodes/status", "Bearer secret")] * 3]
         proxy.nodes.clear()
         await proxy.heard("/nodes/add")
         assert proxy.nodes == {ENGINE: STATUS}
