@@ -166,17 +166,14 @@ class CoreClient:
         when the core has died, DeadlineExceeded after `request_timeout` seconds."""
         self._admit(request)
         mailbox = self._mailboxes[request.id] = Mailbox()
+        deadline = self._loop.time() + self._settings.request_timeout
         try:
-            async with asyncio.timeout(self._settings.request_timeout):
-                self._send(Submit(request))
-                while request.id in self._mailboxes:
-                    delta = await mailbox.get()
-                    if delta.finish_reason is not None:
-                        del self._mailboxes[request.id]
-                    yield delta
-        except TimeoutError as error:
-            limit = f"{self._settings.request_timeout:g} s"
-            raise DeadlineExceeded(f"the request was not done within {limit}") from error
+            self._send(Submit(request))
+            while request.id in self._mailboxes:
+                delta = await self._next(mailbox, deadline)
+                if delta.finish_reason is not None:
+                    del self._mailboxes[request.id]
+                yield delta
         finally:
             if self._mailboxes.pop(request.id, None) is not None and self.alive:
                 self._send(Abort(request.id))
@@ -185,6 +182,14 @@ class CoreClient:
         """Ends every open request with an error (503), so that none ends in silence."""
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(Delta(request_id=request_id, finish_reason=FinishReason.ERROR, error=message, error_status=503))
+
+    async def _next(self, mailbox: Mailbox, deadline: float) -> Delta:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await mailbox.get()
+        except TimeoutError as error:
+            limit = f"{self._settings.request_timeout:g} s"
+            raise DeadlineExceeded(f"the request was not done within {limit}") from error
 
     async def call(self, command: LinkCommand) -> bytes:
         """msgpack of the reply's value. Raises the TandemError that the core answered, or DeadlineExceeded."""

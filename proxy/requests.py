@@ -12,8 +12,10 @@ import msgspec
 
 from engine.api.decoding import decode_json
 from engine.api.distserve import MAX_SESSION, MigrationRequest
+from engine.api.errors import InvalidRequest
 
 _NOTHING = msgspec.Raw(b"")
+_UNSET = (b"", b"null", b"false")
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -23,6 +25,8 @@ class Shape(msgspec.Struct, frozen=True):
     n: msgspec.Raw = _NOTHING
     best_of: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
+    migration_request: msgspec.Raw = _NOTHING
+    preserve_cache: msgspec.Raw = _NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,13 @@ _shape_decoder = msgspec.json.Decoder(Shape)
 def read_shape(body: bytes) -> Shape:
     """Raises InvalidRequest, naming what is wrong."""
     try:
-        return _shape_decoder.decode(body)
+        shape = _shape_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return decode_json(body, Shape)  # fails again, saying it well
+        shape = decode_json(body, Shape)  # fails again, saying it well
+    for field in ("migration_request", "preserve_cache"):
+        if bytes(getattr(shape, field)) not in _UNSET:
+            raise InvalidRequest(f"{field} is for proxy and engines among themselves: leave it out", param=field)
+    return shape
 
 
 def _one_prompt(prompt: msgspec.Raw) -> bool:

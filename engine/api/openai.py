@@ -89,7 +89,7 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_grammar: Any = None
     structured_outputs: Any = None
     logits_processors: Any = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None  # share prefixes only among requests of this salt
 
 
 class ContentPart(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,6 @@ COMMON: Final[dict[str, Collection[Any]]] = {
     "guided_grammar": (),
     "structured_outputs": (),
     "logits_processors": ([],),
-    "cache_salt": ("",),
 }
 CHAT: Final[dict[str, Collection[Any]]] = {
     "tools": ([],),

@@ -127,6 +127,7 @@ class Taking:
     def expect(self, sequence: Sequence) -> None:
         """A request to take has come: it queues for blocks, or goes on alone when there is nobody to pull from."""
         take = take_of(sequence)
+        sequence.status = Status.EXPECTED  # not the scheduler's yet
         if self._source_of(take.peer) is not None:
             sequence.status = Status.RESERVING
             self._scheduler.add(sequence)
@@ -136,6 +137,7 @@ class Taking:
             )
         else:
             self.counters.recomputed_tokens += sequence.prompt_length
+            sequence.status = Status.WAITING
             self._scheduler.add(sequence)
 
     def begin(self, sequence: Sequence) -> None:

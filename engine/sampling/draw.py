@@ -69,14 +69,21 @@ def _draw_truncated(scaled: Tensor, weights: Tensor, choice: Choice) -> Tensor:
     sorted_weights = weights.gather(-1, ids).double()
     kept, enough = _truncate(sorted_weights, weights, choice)
     if count == vocab_size or bool(enough.all()):
-        return ids.gather(-1, pick(kept, choice.uniform)[:, None]).squeeze(1)
+        return _pick_by_id(ids, kept, choice.uniform)
     return _draw_with_whole_sort(scaled, weights, choice)
 
 
 def _draw_with_whole_sort(scaled: Tensor, weights: Tensor, choice: Choice) -> Tensor:
     ids = largest(scaled, scaled.shape[-1])
     kept, _ = _truncate(weights.gather(-1, ids).double(), weights, choice)
-    return ids.gather(-1, pick(kept, choice.uniform)[:, None]).squeeze(1)
+    return _pick_by_id(ids, kept, choice.uniform)
+
+
+def _pick_by_id(ids: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
+    """`pick` with the candidates in the order of their ids. In that of their weights, rivals that are nearly equal would
+    change places with every rounding error, and a seeded request would draw the one here and the other there."""
+    ordered, order = ids.sort(dim=-1)
+    return ordered.gather(-1, pick(weights.gather(-1, order), uniform)[:, None]).squeeze(1)
 
 
 def _truncate(sorted_weights: Tensor, weights: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:

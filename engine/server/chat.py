@@ -32,6 +32,7 @@ from engine.server.encoding import encode_prompt
 from engine.server.handoff import handoff_of
 from engine.server.job import Job, make_job
 from engine.server.logprobs import finite
+from engine.server.objectives import objectives_of
 from engine.server.service import SERVICE, Service, adopt_request_id
 from engine.text.template import Message
 from engine.text.vocabulary import Vocabulary
@@ -52,6 +53,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         default_max_tokens=None,
         logprobs=_logprobs(fields),
         handoff=handoff,
+        objectives=objectives_of(request),
         ignored_fields=ignored,
     )
     return await answer(request, job, ChatShape(service, fields, job))

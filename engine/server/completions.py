@@ -21,6 +21,7 @@ from engine.server.encoding import check_token_ids, encode_prompt
 from engine.server.handoff import handoff_of
 from engine.server.job import Job, make_job
 from engine.server.logprobs import finite
+from engine.server.objectives import objectives_of
 from engine.server.service import SERVICE, Service, adopt_request_id
 from engine.text.vocabulary import Vocabulary
 
@@ -43,6 +44,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=fields.logprobs,
         handoff=handoff,
+        objectives=objectives_of(request),
         ignored_fields=ignored,
     )
     return await answer(request, job, CompletionShape(service, fields, job))

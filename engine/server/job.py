@@ -14,6 +14,7 @@ from engine.api.sampling import choice_seed, draw_seed, sampling_params
 from engine.core import Request, SamplingParams
 from engine.server.choice import Choice
 from engine.server.handoff import Handoff
+from engine.server.objectives import Objectives
 from engine.server.service import Service
 from engine.text.stop import StopMatcher
 
@@ -28,6 +29,7 @@ class Job:
     requests: list[Request]
     choices: list[Choice]
     handoff: Handoff | None
+    objectives: Objectives
     ignored_fields: list[str]
 
     @property
@@ -51,6 +53,7 @@ def make_job(
     default_max_tokens: int | None,
     logprobs: int | None,
     handoff: Handoff | None,
+    objectives: Objectives,
     ignored_fields: list[str],
 ) -> Job:
     """Raises InvalidRequest for what no engine like this one could ever serve."""
@@ -58,7 +61,7 @@ def make_job(
     params = [_params(service, fields, prompt, default_max_tokens, logprobs, handoff) for prompt in prompts]
     num_choices = fields.n or 1
     _check_count(service, len(prompts) * num_choices)
-    job = Job(fields, list(prompts), num_choices, [], [], handoff, ignored_fields)
+    job = Job(fields, list(prompts), num_choices, [], [], handoff, objectives, ignored_fields)
     _add_requests(service, job, params)
     return job
 
@@ -116,6 +119,9 @@ def _add_requests(service: Service, job: Job, params: list[SamplingParams]) -> N
             sampling=sampling,
             handoff=job.handoff.at(index, alone=total == 1) if job.handoff else None,
             priority=job.fields.priority or 0,
+            cache_salt=job.fields.cache_salt or "",
+            slo_ttft_ms=job.objectives.ttft_ms,
+            slo_tpot_ms=job.objectives.tpot_ms,
         )
         job.requests.append(request)
         job.choices.append(_choice(service, job.fields, sampling))

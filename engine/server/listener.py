@@ -16,6 +16,7 @@ from engine.client import CoreClient
 log = logging.getLogger("engine")
 
 BACKLOG = 1024
+LINGERING_S = 1.0  # how long the rest of a refused body is still read, so that its client sees the answer
 FLUSH_S = 2.0  # for the last errors to reach their clients
 LEASE_CHECK_S = 0.1
 
@@ -63,6 +64,7 @@ class Listener:
             access_log=None,
             handler_cancellation=True,  # a client that goes away frees its request everywhere
             shutdown_timeout=drain_timeout + FLUSH_S,
+            lingering_time=LINGERING_S,
         )
 
     async def start(self, held: socket.socket, tls: ssl.SSLContext | None) -> None:

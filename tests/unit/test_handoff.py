@@ -98,6 +98,20 @@ def test_forged_migration_is_refused(session: int, first_token: int | None) -> N
     pair.assert_whole()
 
 
+def test_migration_from_a_stranger_is_refused() -> None:
+    pair = Pair()
+    del pair.decode.sources[PREFILL]
+    forged = pair.take(7, PROMPT, 5, first_token=0)
+    pair.settle()
+    last = pair.decode.answers[forged].last
+    assert last is not None
+    assert last.error_status == 400
+    alone = pair.take(8, PROMPT, 5)
+    pair.settle()
+    assert pair.decode.answers[alone].tokens == expected_answer(PROMPT, 5)
+    pair.assert_whole()
+
+
 def test_unread_lease_expires() -> None:
     pair = Pair()
     pair.give(7, PROMPT, peer=None)
