@@ -240,6 +240,7 @@ class CoreClient:
         self._socket.bind(self._address)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            *(["-P"] if sys.flags.safe_path else []),  # never an `engine/` of the current directory
             "-m",
             "engine.process",
             self._address,
