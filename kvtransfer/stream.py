@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import TypeVar
 
 VIEWS_AT_ONCE = 64  # given to one system call
+LOW_WATER_BYTES = 1 << 20  # a reader sleeps until so much has come, or all that is missing
 
 
 T = TypeVar("T")
@@ -55,28 +57,66 @@ async def receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
 
 async def send_views(sock: socket.socket, views: list[memoryview]) -> None:
     """Sends all of them, gathered by the kernel: nothing is joined here. The list is used up."""
+    loop = asyncio.get_running_loop()
     first = 0
-    while first < len(views):
-        try:
-            sent = sock.sendmsg(views[first : first + VIEWS_AT_ONCE])
-        except BlockingIOError:
-            await writable(sock)
-        else:
-            first = _advance(views, first, sent)
+
+    def step() -> bool:
+        nonlocal first
+        sent = sock.sendmsg(views[first : first + VIEWS_AT_ONCE])
+        first = _advance(views, first, sent)
+        return first == len(views)
+
+    await _repeat(step, loop.add_writer, loop.remove_writer, sock)
 
 
 async def receive_views(sock: socket.socket, views: list[memoryview]) -> None:
     """Fills all of them, scattered by the kernel. The list is used up. Raises EOFError when the peer closes first."""
-    first = 0
-    while first < len(views):
-        try:
-            received = sock.recvmsg_into(views[first : first + VIEWS_AT_ONCE])[0]
-        except BlockingIOError:
-            await readable(sock)
-            continue
+    loop = asyncio.get_running_loop()
+    first, missing = 0, sum(map(len, views))
+
+    def step() -> bool:
+        nonlocal first, missing
+        received = sock.recvmsg_into(views[first : first + VIEWS_AT_ONCE])[0]
         if not received:
             raise EOFError("the peer closed the connection")
         first = _advance(views, first, received)
+        missing -= received
+        if missing < LOW_WATER_BYTES:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(missing, 1))
+        return not missing
+
+    if missing:
+        # Woken for every few packets, a reader spends more on waking than on copying.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(missing, LOW_WATER_BYTES))
+        await _repeat(step, loop.add_reader, loop.remove_reader, sock)
+
+
+async def _repeat(
+    step: Callable[[], bool],
+    watch: Callable[..., None],
+    forget: Callable[[socket.socket], object],
+    sock: socket.socket,
+) -> None:
+    """Takes one step now and one whenever the socket is ready, until a step says that it was the last."""
+    finished = asyncio.get_running_loop().create_future()
+
+    def ready() -> None:
+        if finished.done():  # cancelled in this turn of the loop: no byte may move any more
+            return
+        try:
+            if step():
+                finished.set_result(None)
+        except BlockingIOError:
+            pass
+        except (OSError, EOFError) as error:
+            finished.set_exception(error)
+
+    ready()
+    watch(sock, ready)
+    try:
+        await finished
+    finally:
+        forget(sock)
 
 
 def _advance(views: list[memoryview], first: int, num_bytes: int) -> int:
