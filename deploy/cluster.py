@@ -150,8 +150,10 @@ class Cluster:
         raise Failed(f"completions succeed, but these took no part in them: {', '.join(idle)}")
 
     def _idle_roles(self, deadline: float) -> list[str]:
-        """Roles of which no engine has done its work by the deadline: to read a prompt, or to take over its KV."""
+        """Roles of which no engine has done its work by the deadline: to read a prompt, or to take over its KV. Hybrid
+        engines beside a pair of the others work only when that is down."""
         idle = {member.role for member in self.engines}
+        idle -= {"hybrid"} if "prefill" in idle else set()
         while idle and time.monotonic() < deadline:
             idle -= {member.role for member in self.engines if _has_worked(member)}
             time.sleep(POLL_S)

@@ -97,7 +97,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
-    """Sent about once a second and after the last request of a burst; counters only grow."""
+    """Sent about once a second, and by an idle core whenever something has changed; counters only grow."""
 
     num_waiting: int
     waiting_tokens: int  # known and not yet computed, of all sequences

@@ -67,7 +67,7 @@ class CoreProcess:
         self._incarnation = incarnation
         self._stopping = False
         self._stats_at = 0.0
-        self._was_busy = False
+        self._reported: Stats | None = None
         self._by_descriptor = {endpoint.fileno(): endpoint for endpoint in parts.endpoints.values()}
 
     def run(self) -> None:
@@ -193,12 +193,17 @@ class CoreProcess:
         self._engine.giving.tick()
         self._engine.taking.tick()
         self._links.tick()
-        went_idle, self._was_busy = self._was_busy and not busy, busy
-        now = time.monotonic()
-        if went_idle or now - self._stats_at >= STATS_SECONDS:
-            self._stats_at = now
+        overdue = time.monotonic() - self._stats_at >= STATS_SECONDS
+        if overdue or not busy:
+            self._report(overdue)
+
+    def _report(self, overdue: bool) -> None:
+        """Its figures: about once a second while there is work, and those of an idle engine are true at once."""
+        stats = self._stats()
+        if overdue or stats != self._reported:
             self._engine.check_integrity()
-            self._tell(self._stats())
+            self._reported, self._stats_at = stats, time.monotonic()
+            self._tell(stats)
 
     def _stats(self) -> Stats:
         engine, scheduler, counters = self._engine, self._engine.scheduler, self._engine.taking.counters

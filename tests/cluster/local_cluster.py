@@ -34,7 +34,7 @@ START_S = 120.0
 STOP_S = 15.0
 WHOLE_S = 30.0
 POLL_S = 0.05
-SETTLED_S = 1.5  # an engine's figures are up to a second old: this long they must hold
+SETTLED_S = 0.3  # an idle engine's figures may be this old: so long they must hold
 
 ENGINE_FLAGS = (
     *("--model", MODEL, "--dtype", "float32", "--device", "cpu", "--num-threads", "1"),
@@ -148,10 +148,13 @@ class LocalCluster:
 
     def revive(self) -> None:
         """Starts what has died again, at its old address, thaws the rest, and waits until all is ready."""
+        dead = [m for m in self._cluster.members if self._cluster.children[m.name].exit_code is not None]
         for member in self._cluster.members:
             self.thaw(member.name)
-            if self._cluster.children[member.name].exit_code is not None:
-                self._cluster.start_member(member)
+        for member in dead:
+            self._cluster.start_member(member)
+        for member in dead:  # the proxy may still know it from its former life
+            self.eventually(lambda url=member.url: _answers(url), f"{member.name} answers", START_S)  # type: ignore[misc]
         self._cluster.wait_ready(START_S)
 
     # Looking at it
@@ -206,3 +209,10 @@ class LocalCluster:
 
     def _held(self, name: str) -> dict[str, float]:
         return {key: value for key, value in self.metrics(name).items() if "requests_" in key or "kv_blocks" in key}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(probe.ask(f"{url}/health"))
+    except probe.NotReady:
+        return False
