@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from engine.layers.placement import Placement
 
@@ -16,7 +16,10 @@ class RMSNorm:
         self.eps = eps
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        return functional.rms_norm(inputs, self.weight.shape, self.weight, self.eps)
+        """[..., size] to the same. Not torch's rms_norm, which on a CPU takes four times as long for a long prompt."""
+        wide = inputs.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(inputs.shape[-1])
+        return wide.mul(mean_square.add_(self.eps).rsqrt_()).to(inputs.dtype).mul_(self.weight)
 
     def targets(self, name: str) -> dict[str, Tensor]:
         return {f"{name}.weight": self.weight}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUCLEUS_CANDIDATES = 256  # a nucleus is nearly always smaller; where it is not, the whole vocabulary is sorted
+FIRST_CANDIDATES = 256  # a nucleus is nearly always smaller
+MORE_CANDIDATES = 16  # where it is not, so many times more are sorted, until they are enough
 _TIE_BREAK = 2.0**-40  # per token id: below the spacing of the float32 logits that matter, above float64's
 
 
@@ -32,7 +33,8 @@ def draw(logits: Tensor, choice: Choice) -> Tensor:
     """Token ids [rows] int64 for float32 logits [rows, vocab]."""
     scaled = logits / choice.temperature[:, None]
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()  # the likeliest token's is 1
-    weights.masked_fill_(weights < choice.min_p[:, None], 0)
+    if bool(choice.min_p.any()):
+        weights.masked_fill_(weights < choice.min_p[:, None], 0)
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     truncated = (choice.top_k > 0) | (choice.top_p < 1)
     whole, cut = torch.nonzero(~truncated).squeeze(1), torch.nonzero(truncated).squeeze(1)
@@ -61,22 +63,15 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def _draw_truncated(scaled: Tensor, weights: Tensor, choice: Choice) -> Tensor:
-    """Rows with a top-k or a top-p. Sorts as few candidates as will do; the whole vocabulary when they will not."""
+    """Rows with a top-k or a top-p. A full sort costs ten times the rest, so only as many candidates as it takes."""
     vocab_size = scaled.shape[-1]
-    needed = torch.where(choice.top_k > 0, choice.top_k, NUCLEUS_CANDIDATES)
-    count = min(int(needed.max()), vocab_size)
-    ids = largest(scaled, count)  # [rows, count]
-    sorted_weights = weights.gather(-1, ids).double()
-    kept, enough = _truncate(sorted_weights, weights, choice)
-    if count == vocab_size or bool(enough.all()):
-        return _pick_by_id(ids, kept, choice.uniform)
-    return _draw_with_whole_sort(scaled, weights, choice)
-
-
-def _draw_with_whole_sort(scaled: Tensor, weights: Tensor, choice: Choice) -> Tensor:
-    ids = largest(scaled, scaled.shape[-1])
-    kept, _ = _truncate(weights.gather(-1, ids).double(), weights, choice)
-    return _pick_by_id(ids, kept, choice.uniform)
+    count = int(torch.where(choice.top_k > 0, choice.top_k, FIRST_CANDIDATES).max())
+    while True:
+        ids = largest(scaled, min(count, vocab_size))  # [rows, count]
+        kept, enough = _truncate(weights.gather(-1, ids).double(), weights, choice)
+        if count >= vocab_size or bool(enough.all()):
+            return _pick_by_id(ids, kept, choice.uniform)
+        count *= MORE_CANDIDATES
 
 
 def _pick_by_id(ids: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
