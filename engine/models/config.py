@@ -107,7 +107,7 @@ def _parse(config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelCon
         max_positions=config["max_position_embeddings"],
         rms_eps=config.get("rms_norm_eps", DEFAULT_RMS_EPS),
         rope=_parse_rope(config),
-        tied_embeddings=bool(config.get("tie_word_embeddings", family.tied_by_default)),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=attention_bias if family.output_bias is None else family.output_bias,
         mlp_bias=bool(config.get("mlp_bias", False)) if family.mlp_bias is None else family.mlp_bias,

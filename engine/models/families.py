@@ -26,7 +26,6 @@ class Family:
     mlp_bias: bool | None = False  # None: the config's `mlp_bias` says
     qk_norm: bool = False  # RMS norm over each head of q and k, before rotation
     sliding_window: SlidingWindow = "never"
-    tied_by_default: bool = False  # when config.json does not say
 
 
 FAMILIES = (

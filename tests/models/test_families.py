@@ -96,3 +96,11 @@ def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed
 @lru_cache
 def loaded(path: Path) -> Decoder:
     return load_model(path, "float32", "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_computes_what_the_cpu_does(name: str, checkpoints: Path) -> None:
+    forward = Forward(load_model(checkpoints / name, "float32", "cuda"))
+    found = forward.in_chunks(PROMPT, [30, 1, 1, 37, 1]).cpu()
+    assert_close(found, expected(name, PROMPT), rtol=1e-3, atol=1e-4)
