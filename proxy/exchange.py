@@ -126,14 +126,14 @@ class Exchange:
                 return b"".join(parts)
             await self._wait()
 
-    def relay_to(self, client: Client, write: Callable[[bytes], None]) -> None:
-        """From now on body bytes go to `write` as they come; `relayed` waits for the end. After `reply` only."""
+    def relay_to(self, client: Client, write: Callable[[bytes], None]) -> bytes:
+        """From now on body bytes go to `write` as they come; `relayed` waits for the end. Returns those that have come
+        already, to be written first (with the head, in one system call). After `reply` only."""
         self._client, self._write = client, write
         self.receive = self._receive_relayed
         early = b"".join(self._take_early())
-        if early:
-            self.relayed_bytes += len(early)
-            write(early)
+        self.relayed_bytes += len(early)
+        return early
 
     async def relayed(self) -> bool:
         """True when all is written, False when the client must drain first (then `resume`). Raises UpstreamFailed."""

@@ -80,11 +80,11 @@ async def relay(request: web.Request, exchange: Exchange, metrics: Metrics, pati
     else:
         length_line = b"Content-Length: %d\r\n" % _length(head) if isinstance(framing, Sized) else b""
     keep_alive = request.keep_alive and bool(length_line)
-    transport.write(_head_lines(request, head, length_line, keep_alive))
     unframed = isinstance(framing, Chunked) and not modern
-    exchange.relay_to(
-        request.protocol, (lambda passed: transport.write(framing.payload(passed))) if unframed else transport.write
-    )
+    write = (lambda passed: transport.write(framing.payload(passed))) if unframed else transport.write
+    early = exchange.relay_to(request.protocol, write)
+    head_lines = _head_lines(request, head, length_line, keep_alive)
+    transport.write(head_lines + (framing.payload(early) if unframed else early))
     try:
         await _until_whole(request, exchange, patience_s)
     except UpstreamFailed as error:

@@ -19,6 +19,7 @@ from proxy.exchange import Exchange, Loss, UpstreamFailed
 from proxy.http1 import BadReply
 
 _IDLE_SECONDS = 30.0  # shorter than servers keep theirs (aiohttp 75 s, uvicorn 5 s: those are met by the fresh attempt)
+_CONNECTING = 32  # at once to one engine: a burst must not overflow its backlog
 _CALL_BYTES = 4 << 20  # longest answer to a call of our own
 
 
@@ -51,7 +52,7 @@ class Connection(asyncio.Protocol):
         self.reused = False
         self.heard = False  # since the last sweep
         self.quiet_since = 0.0
-        self.idle_since = 0.0
+        self.idle_since = upstream.now()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -121,7 +122,8 @@ class Upstream:
         self.key_line = f"Authorization: Bearer {key}\r\n".encode() if key else b""
         self.open: set[Connection] = set()
         self._idle: deque[Connection] = deque()
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connecting: dict[asyncio.Task[None], Exchange] = {}
+        self._pending: deque[Exchange] = deque()  # for a connection that opens, or becomes free
         self._loop = asyncio.get_running_loop()
         self.now = time.monotonic  # not the loop's time, which uvloop rounds to milliseconds
 
@@ -138,7 +140,7 @@ class Upstream:
                 connection.reused = True
                 connection.attach(exchange)
                 return exchange
-        if len(self.open) + len(self._connecting) >= self.limits.max_connections:
+        if len(self.open) + len(self._connecting) + len(self._pending) >= self.limits.max_connections:
             raise Overloaded(f"{self.url} has {self.limits.max_connections} requests under way")
         self.connect(exchange)
         return exchange
@@ -158,11 +160,27 @@ class Upstream:
         return Answer(exchange.head.status, content)
 
     def connect(self, exchange: Exchange) -> None:
-        """Opens a connection for `exchange`."""
+        """Finds a connection for `exchange`: one that it opens, or one that becomes free before."""
+        if len(self._connecting) >= _CONNECTING:
+            self._pending.append(exchange)
+            return
         task = self._loop.create_task(self._connect(exchange))
         exchange.connecting = task
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = exchange
+        task.add_done_callback(self._connected)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        del self._connecting[task]
+        exchange = self._next_pending()
+        if exchange is not None:
+            self.connect(exchange)
+
+    def _next_pending(self) -> Exchange | None:
+        while self._pending:
+            exchange = self._pending.popleft()
+            if exchange.error is None:
+                return exchange
+        return None
 
     async def _connect(self, exchange: Exchange) -> None:
         tls = ssl.create_default_context() if self.tls else None
@@ -174,13 +192,18 @@ class Upstream:
         except OSError as error:  # TimeoutError is one of them
             exchange.connecting = None
             loss = Loss.REFUSED if isinstance(error, ConnectionRefusedError) else Loss.UNREACHABLE
-            exchange.fail(UpstreamFailed(loss, f"{self.url} cannot be reached: {error or 'no answer'}"))
+            for unconnected in (exchange, *self._pending):
+                unconnected.fail(UpstreamFailed(loss, f"{self.url} cannot be reached: {error or 'no answer'}"))
         else:
             exchange.connecting = None
             connection.attach(exchange)
 
     def keep(self, connection: Connection) -> None:
-        if len(self._idle) >= self.limits.max_idle:
+        pending = self._next_pending()
+        if pending is not None:
+            connection.reused = True
+            connection.attach(pending)
+        elif len(self._idle) >= self.limits.max_idle:
             connection.transport.close()
         else:
             connection.idle_since = self.now()
@@ -202,7 +225,7 @@ class Upstream:
 
     def fail_unstarted(self, reason: str) -> None:
         """The node is dead or hung: whoever still waits for a first byte may go elsewhere."""
-        for exchange in self.active():
+        for exchange in [*self.active(), *self._connecting.values(), *self._pending]:
             if not exchange.first_byte_at:
                 exchange.fail(UpstreamFailed(Loss.NODE_OUT, f"{self.url} {reason}"))
 
@@ -212,7 +235,8 @@ class Upstream:
             connection.sweep(now)
 
     def close(self) -> None:
-        for task in self._connecting:
+        self._pending.clear()
+        for task in list(self._connecting):
             task.cancel()
         for connection in list(self.open):
             connection.transport.abort()
