@@ -259,9 +259,9 @@ class CoreClient:
             raise Unavailable(f"the engine core was not ready within {self._settings.startup_timeout:g} s") from error
 
     def _environment(self) -> dict[str, str]:
-        """Torch reads its thread count when it is imported."""
+        """Torch reads these when it is imported. Threads that wait by spinning would starve another engine's."""
         threads = self._settings.num_threads
-        return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        return os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
     async def _watch(self) -> None:
         """Nobody waits for a dead core."""
