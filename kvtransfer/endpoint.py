@@ -36,7 +36,7 @@ class SocketEndpoint(ABC):
         self._events = EventQueue()
         self._reactor = Reactor(f"kvtransfer-{self.transport}")
         self._gate = Gate(self.transport, listener, self._reactor, self._events, self._serve)
-        self._reactor.call(lambda: self._reactor.start(self._gate.accept()))
+        self._reactor.call(self._gate.open)
 
     @abstractmethod
     def offer(self) -> TransportOffer: ...

@@ -36,7 +36,6 @@ class Gate:
         self._serve = serve
         self._admitted: dict[str, bytes] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
-        self._handshakes = 0
 
     def admit(self, peer_id: str, secret: bytes) -> None:
         self._admitted[peer_id] = secret
@@ -46,14 +45,15 @@ class Gate:
         if task := self._serving.pop(peer_id, None):
             task.cancel()
 
-    async def accept(self) -> None:
-        """Runs until it is cancelled."""
+    def open(self) -> None:
+        self._reactor.start(self._accept(), lambda _: self._listener.close())
+
+    async def _accept(self) -> None:
         slots = asyncio.Semaphore(MAX_HANDSHAKES)
-        with self._listener:
-            while True:
-                await slots.acquire()
-                sock = await self._accept_one()
-                self._reactor.start(self._welcome(sock, slots))
+        while True:
+            await slots.acquire()
+            sock = await self._accept_one()
+            self._reactor.start(self._welcome(sock, slots), _closes(sock))
 
     async def _accept_one(self) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -66,16 +66,15 @@ class Gate:
                 await asyncio.sleep(ACCEPT_RETRY_S)
 
     async def _welcome(self, sock: socket.socket, slots: asyncio.Semaphore) -> None:
-        with sock:
-            try:
-                async with asyncio.timeout(HANDSHAKE_S):
-                    peer_id, proof = await examine(sock, self._transport, self._admitted)
-            except (HandshakeError, OSError, EOFError, TimeoutError) as error:
-                log.warning("%s: refused a connection: %s", self._transport, error or "no handshake in time")
-                return
-            finally:
-                slots.release()
-            await self._keep(peer_id, sock, proof)
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                peer_id, proof = await examine(sock, self._transport, self._admitted)
+        except (HandshakeError, OSError, EOFError, TimeoutError) as error:
+            log.warning("%s: refused a connection: %s", self._transport, error or "no handshake in time")
+            return
+        finally:
+            slots.release()
+        await self._keep(peer_id, sock, proof)
 
     async def _keep(self, peer_id: str, sock: socket.socket, proof: bytes) -> None:
         """Serves the peer in place of an older connection of its own, which it must have given up."""
@@ -92,3 +91,7 @@ class Gate:
             if self._serving.get(peer_id) is task:  # neither expelled nor replaced
                 del self._serving[peer_id]
                 self._events.push(ReaderLost(peer_id))
+
+
+def _closes(sock: socket.socket) -> Callable[[asyncio.Task[None]], None]:
+    return lambda _: sock.close()

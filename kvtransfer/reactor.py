@@ -24,11 +24,15 @@ class Reactor:
         self.loop.call_soon_threadsafe(function, *arguments)
         return True
 
-    def start(self, coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """In the loop's thread: a task that is held until it ends, and cancelled by `close`."""
+    def start(
+        self, coroutine: Coroutine[object, object, None], finish: Callable[[asyncio.Task[None]], None]
+    ) -> asyncio.Task[None]:
+        """In the loop's thread: a task that is held until it ends, and cancelled by `close`. Whatever the task owns is
+        given back by `finish`, which runs even when the task is cancelled before its first step."""
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(finish)
         return task
 
     def close(self) -> None:

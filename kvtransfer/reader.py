@@ -1,7 +1,7 @@
 """The reader's end of a connection: what every transport's has in common.
 
 One task owns a connection from dialling to its end. `close` and a loss both cancel that task; a loss leaves a reason.
-Whatever way it ends, every pull gets exactly one event, and then, unless it was closed here, ConnectionLost follows.
+However it ends, every pull gets exactly one event, and then, unless it was closed here, ConnectionLost follows.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class ReadingConnection(ABC):
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lost: str | None = None
+        self._connected = False
         self._finished = False
 
     def start(self) -> None:
@@ -98,7 +99,7 @@ class ReadingConnection(ABC):
         """Gives back whatever `_open` took, however far it came."""
 
     def _start(self) -> None:
-        self._task = self._reactor.start(self._run())
+        self._task = self._reactor.start(self._run(), self._finish)
 
     def _begin(self, pull: Pull, deadline_s: float) -> None:
         if self._finished:
@@ -129,30 +130,26 @@ class ReadingConnection(ABC):
             await self._arrived.wait()
 
     async def _run(self) -> None:
-        connected = closed_here = False
         try:
             async with asyncio.timeout(self._target.deadline_s):
                 await self._open()
                 speed = await self._probe()
-            connected = True
+            self._connected = True
             self._events.push(Connected(self, speed))
             await self._serve()
-        except asyncio.CancelledError:
-            closed_here = self._lost is None
         except TimeoutError:
             self._lost = f"no connection to {self.peer_id} within {self._target.deadline_s} s"
         except (OSError, EOFError, ValueError, HandshakeError) as error:
             self._lost = f"{self.transport} to {self.peer_id}: {error}"
-        finally:
-            self._finish(quietly=connected and closed_here)
 
-    def _finish(self, *, quietly: bool) -> None:
+    def _finish(self, task: asyncio.Task[None]) -> None:
         self._finished = True
         self._release()
-        reason = self._lost or "the connection was closed here"
+        closed_here = task.cancelled() and self._lost is None
+        reason = self._lost or ("the connection was closed here" if closed_here else "an internal error")
         for pull in list(self._pulls):
             self._end(pull, PullFailed(pull.transfer_id, reason))
-        if not quietly:
+        if not (closed_here and self._connected):
             self._events.push(ConnectionLost(self, reason))
 
     async def _probe(self) -> float:

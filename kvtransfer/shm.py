@@ -23,7 +23,7 @@ from kvtransfer.reader import Pull, ReadingConnection
 from kvtransfer.stream import readable, settle
 from kvtransfer.transfer import TransportOffer
 
-SLICE_BYTES = 4 << 20  # between two looks at deadlines and at the owner: about a millisecond
+SLICE_BYTES = 16 << 20  # between two looks at deadlines and at the owner: a few milliseconds
 SLICE_RANGES = 4096
 BACKLOG = 64
 MAX_DESCRIPTORS = 4  # asked of the kernel, so that a peer cannot send us more; exactly one is right

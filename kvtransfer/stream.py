@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 VIEWS_AT_ONCE = 64  # given to one system call
-LOW_WATER_BYTES = 1 << 20  # a reader sleeps until so much has come, or all that is missing
+LOW_WATER_BYTES = 2 << 20  # a reader sleeps until so much has come, or all that is missing
 
 
 T = TypeVar("T")
@@ -66,6 +68,27 @@ async def send_views(sock: socket.socket, views: list[memoryview]) -> None:
         first = _advance(views, first, sent)
         return first == len(views)
 
+    try:
+        await _repeat(step, loop.add_writer, loop.remove_writer, sock)
+    finally:
+        views.clear()  # a cancelled task's traceback would keep the memory mapped
+
+
+async def send_file(sock: socket.socket, fd: int, ranges: list[tuple[int, int]]) -> None:
+    """Sends ranges of (offset, length) of a file without copying them: what is not yet received may still change."""
+    loop = asyncio.get_running_loop()
+    pending = deque(ranges)
+
+    def step() -> bool:
+        while pending:
+            offset, length = pending[0]
+            sent = os.sendfile(sock.fileno(), fd, offset, length)
+            if sent < length:
+                pending[0] = (offset + sent, length - sent)
+            else:
+                pending.popleft()
+        return True
+
     await _repeat(step, loop.add_writer, loop.remove_writer, sock)
 
 
@@ -85,10 +108,14 @@ async def receive_views(sock: socket.socket, views: list[memoryview]) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(missing, 1))
         return not missing
 
-    if missing:
+    if not missing:
+        return
+    try:
         # Woken for every few packets, a reader spends more on waking than on copying.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(missing, LOW_WATER_BYTES))
         await _repeat(step, loop.add_reader, loop.remove_reader, sock)
+    finally:
+        views.clear()
 
 
 async def _repeat(
