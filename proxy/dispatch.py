@@ -27,8 +27,9 @@ from engine.api.distserve import (
 )
 from engine.api.errors import TandemError, Unavailable
 from proxy.exchange import Exchange, Loss, UpstreamFailed
+from proxy.handshake import LinkFailed
 from proxy.leases import HeldCache, Lease, Leases, free_cache
-from proxy.links import Link, LinkFailed, Links
+from proxy.links import Link, Links
 from proxy.metrics import Metrics
 from proxy.nodes import Node, NodeTable
 from proxy.relay import BufferedReply, Outcome, buffer

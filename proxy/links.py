@@ -15,37 +15,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
-
-from engine.api.decoding import decode_json
-from engine.api.distserve import (
-    ConnectRequest,
-    ConnectResponse,
-    DropConnectRequest,
-    EngineConfig,
-    EngineRole,
-    InitializeRequest,
-    InitializeResponse,
-    RDMAConfig,
-    TransferEndpoint,
-    decode_engine_info,
-)
-from engine.api.errors import TandemError, Unavailable
-from kvtransfer.protocol import ConnectionStatus, MigrationProtocol
+from engine.api.distserve import EngineRole
+from engine.api.errors import TandemError
+from proxy.handshake import Handshake, LinkFailed, LinkTerms, drop_link
 from proxy.nodes import Node
 
 log = logging.getLogger("proxy.links")
 
 MAX_WAITERS = 1024  # requests for one link's attempt
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 8.0
-DROP_DEADLINE_S = 2.0
-
-T = TypeVar("T")
 
 
 class LinkState(StrEnum):
@@ -61,12 +43,6 @@ class Pair(NamedTuple):
     prefill_incarnation: str
     decode: str
     decode_incarnation: str
-
-
-class LinkFailed(Unavailable):
-    """This pair cannot hand over now."""
-
-    label = "link"
 
 
 @dataclass(slots=True, eq=False)
@@ -85,21 +61,6 @@ class Link:
     begun: bool = False  # an engine may hold something for it
 
 
-@dataclass(frozen=True, slots=True)
-class LinkTerms:
-    """What the proxy asks of engines at every handshake."""
-
-    protocol: MigrationProtocol
-    rdma: RDMAConfig
-    deadline_s: float
-
-
-class _Ours(msgspec.Struct, frozen=True):
-    """What marks `endpoint_info` as written by an engine of ours."""
-
-    tandem: int
-
-
 def pair_of(prefill: Node, decode: Node) -> Pair:
     return Pair(prefill.url, prefill.incarnation, decode.url, decode.incarnation)
 
@@ -108,7 +69,8 @@ class Links:
     """Owns every link and the task that keeps it."""
 
     def __init__(self, terms: LinkTerms) -> None:
-        self._terms = terms
+        self._deadline_s = terms.deadline_s
+        self._handshake = Handshake(terms)
         self._links: dict[Pair, Link] = {}
         self._dropping: dict[tuple[str, str], asyncio.Task[None]] = {}  # by URLs: a new link waits for it
 
@@ -149,7 +111,7 @@ class Links:
             raise LinkFailed(f"{MAX_WAITERS} requests already wait for {link.pair.prefill} and {link.pair.decode}")
         link.waiters += 1
         try:
-            async with asyncio.timeout(self._terms.deadline_s):
+            async with asyncio.timeout(self._deadline_s):
                 await link.settled.wait()
         except TimeoutError:
             raise LinkFailed(f"connecting {link.pair.prefill} and {link.pair.decode} takes too long") from None
@@ -203,8 +165,9 @@ class Links:
     async def _attempt(self, link: Link) -> None:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._terms.deadline_s):
-                await self._handshake(link)
+            async with asyncio.timeout(self._deadline_s):
+                link.begun = True
+                link.concurrent = await self._handshake.run(link.prefill, link.decode)
         except TimeoutError:
             raise LinkFailed(f"{link.pair.prefill} and {link.pair.decode} did not connect in time") from None
         except TandemError as error:
@@ -225,55 +188,6 @@ class Links:
         link.failures += 1
         link.settled.set()
 
-    async def _handshake(self, link: Link) -> None:
-        """LMDeploy's three rounds; within a round both engines are asked at once."""
-        prefill, decode = link.prefill, link.decode
-        configs = await _both(self._engine_info(prefill), self._engine_info(decode))
-        link.begun = True
-        offers = await _both(
-            self._initialize(prefill, decode, configs), self._initialize(decode, prefill, (configs[1], configs[0]))
-        )
-        await _both(self._connect(prefill, decode, offers[1]), self._connect(decode, prefill, offers[0]))
-        link.concurrent = all(_is_ours(offer.kvtransfer_endpoint_info) for offer in offers)
-
-    async def _engine_info(self, node: Node) -> EngineConfig:
-        return decode_engine_info(await self._call(node, "GET", "engine_info"))
-
-    async def _initialize(
-        self, node: Node, peer: Node, configs: tuple[EngineConfig, EngineConfig]
-    ) -> InitializeResponse:
-        request = InitializeRequest(
-            local_engine_id=node.url,
-            local_engine_config=configs[0],
-            remote_engine_id=peer.url,
-            remote_engine_config=configs[1],
-            protocol=self._terms.protocol,
-            rdma_config=self._terms.rdma,
-        )
-        reply = decode_json(await self._call(node, "POST", "p2p_initialize", request), InitializeResponse)
-        if reply.status is not ConnectionStatus.SUCCESS:
-            raise LinkFailed(f"{node.url} refuses to be linked with {peer.url}")
-        return reply
-
-    async def _connect(self, node: Node, peer: Node, offer: InitializeResponse) -> None:
-        request = ConnectRequest(
-            protocol=self._terms.protocol,
-            remote_engine_id=peer.url,
-            remote_engine_endpoint_info=offer.engine_endpoint_info,
-            remote_kvtransfer_endpoint_info=offer.kvtransfer_endpoint_info,
-        )
-        reply = decode_json(await self._call(node, "POST", "p2p_connect", request), ConnectResponse)
-        if reply.status is not ConnectionStatus.SUCCESS:
-            raise LinkFailed(f"{node.url} could not connect to {peer.url}")
-
-    async def _call(self, node: Node, method: str, route: str, body: msgspec.Struct | None = None) -> bytes:
-        content = b"" if body is None else msgspec.json.encode(body)
-        path = f"/distserve/{route}"
-        answer = await node.upstream.call(method, path, content, timeout_s=self._terms.deadline_s)
-        if answer.status != 200:
-            raise LinkFailed(f"{node.url}{path} answered {answer.status}: {answer.body[:200].decode(errors='replace')}")
-        return answer.body
-
     # its end
 
     def _drop(self, link: Link, registered: dict[str, Node]) -> None:
@@ -291,34 +205,10 @@ class Links:
 
     async def _tell_drop(self, link: Link, registered: dict[str, Node]) -> None:
         sides = [(link.prefill, link.pair.decode), (link.decode, link.pair.prefill)]
-        await asyncio.gather(*(self._drop_side(registered.get(node.url, node), peer) for node, peer in sides))
-
-    async def _drop_side(self, node: Node, peer: str) -> None:
-        body = msgspec.json.encode(DropConnectRequest(node.url, peer))
-        try:
-            await node.upstream.call("POST", "/distserve/p2p_drop_connect", body, timeout_s=DROP_DEADLINE_S)
-        except TandemError as error:
-            log.info("%s was not told to drop %s: %s", node.url, peer, error)  # it is gone, and its side with it
+        await asyncio.gather(*(drop_link(registered.get(node.url, node), peer) for node, peer in sides))
 
 
 def _pairs(nodes: list[Node]) -> list[tuple[Node, Node]]:
     prefill = [node for node in nodes if node.role is EngineRole.PREFILL]
     decode = [node for node in nodes if node.role is EngineRole.DECODE]
     return [(p, d) for p in prefill for d in decode if not set(p.models).isdisjoint(d.models)]
-
-
-def _is_ours(endpoints: list[TransferEndpoint]) -> bool:
-    try:
-        return bool(endpoints) and msgspec.json.decode(endpoints[0].endpoint_info, type=_Ours).tandem >= 1
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-
-
-async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, T]) -> tuple[T, T]:
-    """Both, at once; the first failure ends the other."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = (group.create_task(first), group.create_task(second))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return tasks[0].result(), tasks[1].result()

@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from proxy.nodes import Node
 
+Sample = tuple[tuple[object, ...], float]  # label values, value
+
 FIRST_BYTE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -51,7 +53,7 @@ class _Snapshot(Collector):
 
 
 def _families(metrics: Metrics, nodes: list[Node], links: Counter[str]) -> Iterator[Metric]:
-    yield _counter("requests", "Requests answered", ["route", "status"], metrics.requests)
+    yield _counter("requests", "Requests answered", ["route", "status"], metrics.requests.items())
     yield _gauge("in_flight", "Requests under way", metrics.in_flight)
     yield _gauge("queued", "Requests waiting for one under way to end", metrics.queued)
     yield _plain("retries", "Requests sent to another engine", metrics.retries)
@@ -67,33 +69,38 @@ def _families(metrics: Metrics, nodes: list[Node], links: Counter[str]) -> Itera
 
 
 def _of_nodes(nodes: list[Node]) -> Iterator[Metric]:
-    keys = {node: (node.url, node.role.name.lower()) for node in nodes}
     names = ["node", "role"]
-    yield _gauges("node_up", "1 while the node gets requests", names, {keys[n]: int(n.up) for n in nodes})
-    yield _gauges("node_unfinished", "Requests the node has under way", names, {keys[n]: n.unfinished for n in nodes})
-    yield _counter("node_requests", "Requests sent to the node", names, {keys[n]: n.requests for n in nodes})
-    yield _counter(
-        "node_latency_seconds", "Their sum, of those served", names, {keys[n]: n.latency_sum_s for n in nodes}
-    )
-    yield _counter("node_served", "Requests the node served", names, {keys[n]: n.latency_count for n in nodes})
-    faults = {(*keys[n], kind): number for n in nodes for kind, number in n.fault_counts.items()}
+
+    def of_each(value: Callable[[Node], float]) -> list[Sample]:
+        return [((node.url, node.role.name.lower()), value(node)) for node in nodes]
+
+    yield _gauges("node_up", "1 while the node gets requests", names, of_each(lambda node: node.up))
+    yield _gauges("node_unfinished", "Requests the node has under way", names, of_each(lambda node: node.unfinished))
+    yield _counter("node_requests", "Requests sent to the node", names, of_each(lambda node: node.requests))
+    yield _counter("node_served", "Requests the node served", names, of_each(lambda node: node.latency_count))
+    yield _counter("node_latency_seconds", "Time they took", names, of_each(lambda node: node.latency_sum_s))
+    faults = [
+        ((node.url, node.role.name.lower(), kind), number)
+        for node in nodes
+        for kind, number in node.fault_counts.items()
+    ]
     yield _counter("node_faults", "Failures of the node", [*names, "kind"], faults)
 
 
-def _tupled(counts: Counter[str]) -> dict[tuple[str, ...], int]:
-    return {(name,): number for name, number in counts.items()}
+def _tupled(counts: Counter[str]) -> list[Sample]:
+    return [((name,), number) for name, number in counts.items()]
 
 
-def _counter(name: str, text: str, labels: list[str], values: dict[tuple[str, int], int] | dict) -> Metric:  # type: ignore[type-arg]
+def _counter(name: str, text: str, labels: list[str], samples: Iterable[Sample]) -> Metric:
     family = CounterMetricFamily(f"tandem_proxy_{name}", text, labels=labels)
-    for key, value in values.items():
+    for key, value in samples:
         family.add_metric([str(part) for part in key], value)
     return family
 
 
-def _gauges(name: str, text: str, labels: list[str], values: dict) -> Metric:  # type: ignore[type-arg]
+def _gauges(name: str, text: str, labels: list[str], samples: Iterable[Sample]) -> Metric:
     family = GaugeMetricFamily(f"tandem_proxy_{name}", text, labels=labels)
-    for key, value in values.items():
+    for key, value in samples:
         family.add_metric([str(part) for part in key], value)
     return family
 

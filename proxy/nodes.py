@@ -25,6 +25,7 @@ log = logging.getLogger("proxy.nodes")
 
 FAULTS_IN_A_ROW = 3
 LATENCIES = 15  # kept, as LMDeploy keeps
+FIRST_PENALTY_S, LONGEST_PENALTY_S = 0.25, 2.0  # out of use for faults, however healthy it looks
 LATENCY_AGE_S = 30.0  # after this much silence a node's latencies say nothing about it
 MAX_NODES = 4096
 
@@ -48,6 +49,8 @@ class Node:
     out_because: str | None = None
     refused: bool = False  # nobody listened there for a while: it may come back as another process
     faults: int = 0  # in a row
+    penalty_s: float = FIRST_PENALTY_S  # doubles each time that faults put it out, until a request is served
+    out_until: float = 0.0  # monotonic
     fault_counts: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     latency_sum_s: float = 0.0
@@ -65,7 +68,7 @@ class Node:
 
     def served(self, seconds: float) -> None:
         """A request ended well."""
-        self.faults = 0
+        self.faults, self.penalty_s = 0, FIRST_PENALTY_S
         self.latencies.append(seconds)
         self.observed_at = self.upstream.now()
         self.latency_sum_s += seconds
@@ -90,8 +93,12 @@ class Node:
     def _fault(self, kind: str, reason: str, enough: int) -> None:
         self.fault_counts[kind] = self.fault_counts.get(kind, 0) + 1
         self.faults += 1
-        if self.faults >= enough:
-            self.put_out(reason)
+        if self.faults < enough:
+            return
+        if self.up and enough > 1:
+            self.out_until = self.upstream.now() + self.penalty_s
+            self.penalty_s = min(self.penalty_s * 2, LONGEST_PENALTY_S)
+        self.put_out(reason)
 
     def put_out(self, reason: str) -> None:
         reason = reason.removeprefix(self.url).strip()
@@ -124,7 +131,6 @@ class NodeTable:
         self._serving: dict[str, list[Node]] = {}
         self._leaving: set[Upstream] = set()  # of removed nodes, with requests under way
         self.on_change: Callable[[], None] = lambda: None
-        self.on_remove: Callable[[Node], None] = lambda node: None
 
     def all(self) -> list[Node]:
         return list(self._nodes.values())
@@ -168,12 +174,13 @@ class NodeTable:
         del self._nodes[url]
         node.out_because = "removed"
         self._leaving.add(node.upstream)
-        self.on_remove(node)
         self._changed()
         return node
 
     def let_in(self, node: Node) -> None:
         """It answers again. One without a name of its own may be another process now: whoever is linked links again."""
+        if node.upstream.now() < node.out_until:
+            return
         if node.refused and node.incarnation.startswith("unnamed-"):
             node.incarnation = f"unnamed-{next(_unnamed)}"
             self.on_change()

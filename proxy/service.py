@@ -14,10 +14,11 @@ from kvtransfer.protocol import MigrationProtocol, RDMALinkType
 from proxy.admission import Admission
 from proxy.config import ProxySettings
 from proxy.dispatch import Dispatcher, DispatchPolicy
+from proxy.handshake import LinkTerms
 from proxy.health import Prober
 from proxy.keys import Keys
 from proxy.leases import Leases
-from proxy.links import Links, LinkTerms
+from proxy.links import Links
 from proxy.metrics import Metrics
 from proxy.nodes import NodeTable
 from proxy.upstream import Upstream, UpstreamLimits

@@ -134,6 +134,14 @@ async def test_connections_to_an_engine_are_reused(proxy: ProxyProcess, engine: 
     assert len({asked.writer for asked in engine.requests(COMPLETIONS)}) <= 2
 
 
+async def test_a_burst_opens_few_connections_at_once_and_is_answered(
+    proxy: ProxyProcess, engine: ScriptedEngine
+) -> None:
+    replies = await asyncio.gather(*(proxy.post(COMPLETIONS, BODY) for _ in range(200)))
+    assert {status for status, _ in replies} == {200}
+    assert (await proxy.node(engine))["faults"] == {}
+
+
 async def test_a_kept_connection_that_the_engine_has_closed_costs_nothing(
     proxy: ProxyProcess, engine: ScriptedEngine
 ) -> None:
