@@ -135,16 +135,14 @@ def choose(
     ours: Sequence[TransportOffer], theirs: Sequence[TransportOffer], allowed: Sequence[str], require: str | None = None
 ) -> TransportOffer:
     """The peer's offer to connect to: the best transport that both sides offer, that is allowed here and that can work
-    between these hosts. Raises ValueError saying why there is none, or why it is not the one required."""
+    between these hosts. With `require` it is that one or none. Raises ValueError saying what was wanted and offered."""
     own = {offer.transport: offer for offer in ours}
-    known = [offer for offer in theirs if offer.transport in TRANSPORTS and offer.transport in allowed]
-    usable = [offer for offer in known if _reaches(own.get(offer.transport), offer)]
-    best = min(usable, key=lambda offer: TRANSPORTS.index(offer.transport), default=None)
-    if best is None or (require is not None and best.transport != require):
+    wanted = [require] if require is not None else [name for name in TRANSPORTS if name in allowed]
+    usable = [offer for offer in theirs if offer.transport in wanted and _reaches(own.get(offer.transport), offer)]
+    if not usable:
         names = ", ".join(offer.transport for offer in theirs) or "none"
-        wanted = f"the required transport {require!r} is" if require else f"none of {', '.join(allowed)} is"
-        raise ValueError(f"{wanted} usable with this peer, which offers: {names}")
-    return best
+        raise ValueError(f"no transport to this peer: {', '.join(wanted)} wanted here, {names} offered there")
+    return min(usable, key=lambda offer: wanted.index(offer.transport))
 
 
 def _reaches(ours: TransportOffer | None, theirs: TransportOffer) -> bool:
