@@ -17,6 +17,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -154,7 +155,7 @@ class LocalCluster:
         for member in dead:
             self._cluster.start_member(member)
         for member in dead:  # the proxy may still know it from its former life
-            self.eventually(lambda url=member.url: _answers(url), f"{member.name} answers", START_S)  # type: ignore[misc]
+            self.eventually(partial(self._has_started, member), f"{member.name} answers", START_S)
         self._cluster.wait_ready(START_S)
 
     # Looking at it
@@ -204,15 +205,15 @@ class LocalCluster:
             return f"{MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         return False
 
+    def _has_started(self, member: Member) -> bool:
+        self._cluster.check_alive()
+        try:
+            return bool(probe.ask(f"{member.url}/health"))
+        except probe.NotReady:
+            return False
+
     def _member(self, name: str) -> Member:
         return next(member for member in self._cluster.members if member.name == name)
 
     def _held(self, name: str) -> dict[str, float]:
         return {key: value for key, value in self.metrics(name).items() if "requests_" in key or "kv_blocks" in key}
-
-
-def _answers(url: str) -> bool:
-    try:
-        return bool(probe.ask(f"{url}/health"))
-    except probe.NotReady:
-        return False

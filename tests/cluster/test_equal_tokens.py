@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import openai
 import pytest
@@ -31,7 +32,7 @@ MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "system", "content": "You are brief."},
     {"role": "user", "content": "Name three colours and the capital of France."},
 ]
-SAMPLED = {
+SAMPLED: dict[str, Any] = {
     "greedy": False,
     "temperature": 1.0,
     "top_p": 0.9,
