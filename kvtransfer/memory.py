@@ -26,9 +26,10 @@ class Region:
     """Memory that this process owns and may lend. Every page is present from the start, because the first touch of a
     page costs several times what copying it does."""
 
-    def __init__(self, fd: int, mapping: mmap.mmap, num_bytes: int) -> None:
+    def __init__(self, fd: int, mapping: mmap.mmap, num_bytes: int, *, huge: bool) -> None:
         self.fd = fd
         self.num_bytes = num_bytes
+        self.huge = huge  # in reserved huge pages, which sendfile cannot send
         self._mapping = mapping
         self.buffer = memoryview(mapping)[:num_bytes]  # writable, [num_bytes] of uint8
 
@@ -40,11 +41,12 @@ class Region:
         if num_bytes > (available := _available_bytes()):
             raise MemoryError(f"a pool of {num_bytes >> 20} MiB does not fit: {available >> 20} MiB are available")
         try:
-            fd, mapping = _map_huge(num_bytes) or _map(num_bytes, mmap.PAGESIZE, 0)
+            huge = _map_huge(num_bytes)
+            fd, mapping = huge or _map(num_bytes, mmap.PAGESIZE, 0)
         except OSError as error:
             raise MemoryError(f"no memory for a pool of {num_bytes >> 20} MiB: {error.strerror}") from error
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        return cls(fd, mapping, num_bytes)
+        return cls(fd, mapping, num_bytes, huge=huge is not None)
 
     def close(self) -> None:
         """Idempotent. Arrays made from `buffer` stay valid: the memory goes when the last of them does."""
@@ -73,9 +75,9 @@ class BorrowedRegion:
         if not seals & fcntl.F_SEAL_SHRINK:
             raise ValueError("the peer sent a memory file that could shrink")
         size = os.fstat(fd).st_size
-        if size < num_bytes or num_bytes < 1:
+        if not 0 < num_bytes <= size < num_bytes + HUGE_PAGE_BYTES:
             raise ValueError(f"the peer offered {num_bytes} bytes and sent {size}")
-        return cls(mmap.mmap(fd, num_bytes, mmap.MAP_SHARED, mmap.PROT_READ), num_bytes)
+        return cls(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ), num_bytes)  # huge pages unmap only whole
 
     def populate(self, offset: int) -> int:
         """Fills page tables for one stretch from `offset` and returns where the next begins; an optimisation, so a

@@ -103,12 +103,9 @@ class ShmConnection(ReadingConnection):
         expected = await introduce(sock, self.transport, target.my_id, target.peer_id, target.secret)
         await readable(sock)
         self._pool = _receive_pool(sock, expected, target.offer.pool_bytes)
-        await self._populate(self._pool, target.offer.pool_bytes)
-
-    async def _populate(self, pool: BorrowedRegion, num_bytes: int) -> None:
         offset = 0
-        while offset < num_bytes:
-            offset = pool.populate(offset)
+        while offset < target.offer.pool_bytes:
+            offset = self._pool.populate(offset)
             await asyncio.sleep(0)
 
     async def _serve(self) -> None:

@@ -75,7 +75,7 @@ class TcpEndpoint(SocketEndpoint):
         prefill; for short ones a system call each would cost more than the copy."""
         num_bytes = int(ranges[:, 1].sum())
         header = FRAME.pack(sequence, 0, num_bytes)
-        if num_bytes >= len(ranges) * SENDFILE_BYTES:
+        if num_bytes >= len(ranges) * SENDFILE_BYTES and not self._region.huge:
             await asyncio.get_running_loop().sock_sendall(sock, header)
             await send_file(sock, self._region.fd, [(offset, length) for offset, length in ranges.tolist()])
         else:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,12 +27,14 @@ from kvtransfer.transfer import (
     ReaderLost,
     open_endpoint,
 )
-from tests.unit.transfer_peer import HOST, Peer, Reader, pattern
+from tests.unit.transfer_peer import HOST, ROOT, Peer, Reader, pattern
 
 SECRET = b"s" * 32
 LAYOUT = KVLayout(num_blocks=60, block_size=16, num_layers=30, num_kv_heads=3, head_dim=64, dtype="bfloat16")
 POOL_BYTES = LAYOUT.pool_bytes
 TWICE = np.array([[0, 0, POOL_BYTES]] * 200, np.int64)  # a pull that takes a while
+
+MEMORY = Path("/proc/meminfo").read_text()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -82,6 +87,20 @@ def test_thousands_of_short_ranges_arrive(peer: Peer, reader: Reader) -> None:
     connection.pull(1, copies, 10)
     assert reader.wait(Pulled).num_bytes == copies[:, 2].sum()
     assert holds(reader, copies)
+
+
+@pytest.mark.skipif("HugePages_Free:        0" in MEMORY, reason="no huge pages are reserved (vm.nr_hugepages)")
+def test_a_pool_in_huge_pages_is_read_the_same(transport: str) -> None:
+    owner, reader = Reader(transport, 3_000_000), Reader(transport, 3_000_000)
+    assert owner.region.huge
+    owner.pool[:] = pattern(3_000_000)
+    owner.endpoint.admit("reader", SECRET)
+    copies = ranges((0, 0, 1_000_000), (2_000_000, 1_500_000, 1_000_000))
+    reader.connect(owner.endpoint.offer(), SECRET).pull(1, copies, 10)
+    reader.wait(Pulled)
+    assert (reader.pool[1_500_000:2_500_000] == owner.pool[2_000_000:]).all()
+    reader.close()
+    owner.close()
 
 
 def test_the_probe_measures_the_connection(peer: Peer, reader: Reader) -> None:
@@ -207,6 +226,25 @@ def test_a_connect_closed_before_it_was_connected_is_lost(peer: Peer, reader: Re
     connection = reader.start(peer.offer, SECRET)
     connection.close()
     assert reader.wait(ConnectionLost).connection is connection
+
+
+def test_the_owner_hears_of_a_killed_reader(transport: str, reader: Reader) -> None:
+    reader.endpoint.admit("reader", SECRET)
+    program = f"""if True:
+        import msgspec, time
+        from kvtransfer.transfer import TransportOffer
+        from tests.unit.transfer_peer import Reader
+        offer = msgspec.json.decode({msgspec.json.encode(reader.endpoint.offer())!r}, type=TransportOffer)
+        Reader({transport!r}, 4096).connect(offer, {SECRET!r})
+        print("connected", flush=True)
+        time.sleep(60)
+    """
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"connected\n"
+    other.kill()
+    assert reader.wait(ReaderLost, 2).peer_id == "reader"
+    other.communicate()
 
 
 def test_the_owner_hears_of_a_reader_that_leaves(transport: str, reader: Reader) -> None:
