@@ -57,6 +57,7 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
         block_size=settings.block_size,
         num_threads=settings.num_threads,
         max_model_len=settings.max_model_len,
+        cpu_cores=settings.cpu_cores,
     )
     layout = executor.layout(blocks_within(executor, settings.kv_cache_bytes))
     region = Region.allocate(epochs.region_bytes(layout))

@@ -73,6 +73,7 @@ def core_settings(settings: EngineSettings) -> CoreSettings:
         dtype=settings.dtype,
         device=settings.device,
         num_threads=settings.num_threads,
+        cpu_cores=settings.cpu_cores,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

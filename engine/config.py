@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, SecretStr, field_validator, model_validator
+from pydantic import ByteSize, NonNegativeInt, SecretStr, field_validator, model_validator
 
 from engine.api.settings import Settings, SettingsConfigDict, setting
 from engine.core import Role
@@ -42,6 +42,9 @@ class EngineSettings(Settings):
     )
     num_threads: int | None = setting(
         None, "of computation on a CPU; unset: one per core this process may use", group="Model", ge=1, unit="threads"
+    )
+    cpu_cores: tuple[NonNegativeInt, ...] = setting(
+        (), "one thread of computation bound to each of these; unset: wherever the system puts them", group="Model"
     )
     max_model_len: int | None = setting(
         None,
@@ -177,6 +180,10 @@ class EngineSettings(Settings):
         if self.require_transport and self.require_transport not in self.transports:
             offered = ",".join(self.transports) or "nothing"
             raise ValueError(f"--require-transport {self.require_transport} is not among --transports {offered}")
+        if self.cpu_cores and self.num_threads not in (None, len(self.cpu_cores)):
+            raise ValueError(f"--num-threads {self.num_threads} is not one for each of --cpu-cores {self.cpu_cores}")
+        if len(set(self.cpu_cores)) < len(self.cpu_cores):
+            raise ValueError("--cpu-cores names a core twice")
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError("--ssl-keyfile needs --ssl-certfile")
         return self

@@ -16,6 +16,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     num_threads: int | None
+    cpu_cores: tuple[int, ...]
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int

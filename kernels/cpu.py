@@ -61,6 +61,6 @@ def copy_ranges(source: memoryview, destination: memoryview, copies: NDArray[np.
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2", "sse2", "generic", or "reference" without native kernels. The
-    environment variable TANDEM_ISA asks for a lesser one."""
+    """The instruction set in use: "amx", "avx512_bf16", "avx512", "avx2", "sse2", "generic", or "reference" without
+    native kernels. The environment variable TANDEM_ISA asks for a lesser one."""
     return _kernels.isa()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-
-import torch
+from collections.abc import Collection
 
 from engine.attention.metadata import batch_of
-from engine.attention.pool import PagedPool
-from engine.attention.reference import ReferenceAttention
 from engine.core import ModelInfo, Request, SamplingParams, Sequence, Step, StepOutput
 from engine.models.errors import ModelLoadError
 from engine.models.load import load_model
 from engine.models.resolve import resolve
 from engine.run.executor import Memory
+from engine.run.model import runnable
 from engine.sampling.sampler import sample
 from kvtransfer.layout import KVLayout
 
@@ -30,27 +28,25 @@ class LocalExecutor:
         block_size: int = 16,
         num_threads: int | None = None,
         max_model_len: int | None = None,
+        cpu_cores: Collection[int] = (),
     ) -> None:
-        """Loads the model. `served_name` None is `model` itself; `num_threads` None leaves torch's choice. Raises
-        ModelLoadError."""
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        """Loads the model. `served_name` None is `model` itself; `num_threads` None is one for each of `cpu_cores`,
+        or for each core that this process may use. Raises ModelLoadError."""
         started = time.monotonic()
         self.name = served_name or model
         self.block_size = block_size
-        self.decoder = load_model(resolve(model), dtype, device)
+        self.model = runnable(load_model(resolve(model), dtype, device), num_threads, tuple(cpu_cores))
         self.max_model_len = self._checked_length(max_model_len)
         self.load_seconds = time.monotonic() - started
-        self._attention: ReferenceAttention | None = None
 
     def _checked_length(self, wanted: int | None) -> int:
-        longest = self.decoder.config.max_positions
+        longest = self.model.config.max_positions
         if wanted is not None and not 0 < wanted <= longest:
             raise ModelLoadError(f"max_model_len {wanted} is outside what the model can do: 1 to {longest} tokens")
         return wanted or longest
 
     def layout(self, num_blocks: int) -> KVLayout:
-        config = self.decoder.config
+        config = self.model.config
         return KVLayout(
             num_blocks=num_blocks,
             block_size=self.block_size,
@@ -62,10 +58,10 @@ class LocalExecutor:
 
     @property
     def _dtype_name(self) -> str:
-        return str(self.decoder.place.dtype).removeprefix("torch.")
+        return str(self.model.place.dtype).removeprefix("torch.")
 
     def model_info(self, num_blocks: int) -> ModelInfo:
-        config = self.decoder.config
+        config = self.model.config
         return ModelInfo(
             name=self.name,
             max_model_len=self.max_model_len,
@@ -74,8 +70,8 @@ class LocalExecutor:
             num_blocks=num_blocks,
             block_size=self.block_size,
             dtype=self._dtype_name,
-            device=self.decoder.place.device.type,
-            num_parameters=self.decoder.num_parameters,
+            device=self.model.place.device.type,
+            num_parameters=self.model.num_parameters,
             load_seconds=self.load_seconds,
         )
 
@@ -84,13 +80,10 @@ class LocalExecutor:
         num_blocks, rest = divmod(view.nbytes, self.layout(1).block_bytes)
         if view.readonly or rest or not num_blocks:
             raise ValueError(f"a pool must be writable and whole blocks of {self.layout(1).block_bytes} bytes")
-        layout, device = self.layout(num_blocks), self.decoder.place.device
-        # Where the device cannot reach the given memory, the pool is the device's own.
-        paged = PagedPool.over(layout, view) if device.type == "cpu" else PagedPool.allocated(layout, device)
-        self._attention = ReferenceAttention(paged, self.decoder.config.windows)
+        self.model.attach(self.layout(num_blocks), view)
 
     def detach(self) -> None:
-        self._attention = None
+        self.model.detach()
 
     def warm_up(self) -> None:
         # Several tokens in one step, then one: the two shapes that attention knows have both run.
@@ -102,8 +95,7 @@ class LocalExecutor:
             sequence.num_computed += count
 
     def execute(self, step: Step) -> StepOutput:
-        assert self._attention is not None, "attach a pool before executing"
-        batch = batch_of(step, self.block_size, self.decoder.place.device)
-        logits = self.decoder(batch, self._attention.plan(batch))  # [sampled rows, vocab]
+        batch = batch_of(step, self.block_size, self.model.place.device)
+        logits = self.model(batch)  # [sampled rows, vocab]
         rows = [sequence for i, sequence in enumerate(step.sequences) if step.samples(i)]
         return sample(logits, rows) if rows else StepOutput([], [])

@@ -39,6 +39,8 @@ int64_t check(size_t source_bytes, size_t destination_bytes, const Range* ranges
 Stream streaming() {
 #if defined(__x86_64__)
     switch (isa()) {
+        case Isa::amx:
+        case Isa::avx512_bf16:
         case Isa::avx512: return stream_avx512;
         case Isa::avx2: return stream_avx2;
         case Isa::sse2: return stream_sse2;

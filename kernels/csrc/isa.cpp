@@ -4,22 +4,53 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tandem {
 namespace {
 
-Isa best() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
-    if (__builtin_cpu_supports("avx512f")) return Isa::avx512;
-    if (__builtin_cpu_supports("avx2")) return Isa::avx2;
-    return Isa::sse2;
+// The operating system saves the tiles only of a process that has asked it to.
+bool tiles_granted() {
+#if defined(__linux__)
+    constexpr long ask_for_component = 0x1023, tile_data = 18;  // arch_prctl's ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, ask_for_component, tile_data) == 0;
 #else
-    return Isa::generic;  // memcpy is wide everywhere
+    return false;
 #endif
 }
 
+// Asked of the processor itself: compilers learned these names at different times.
+bool has_feature(unsigned leaf_part, unsigned reg, unsigned bit) {
+    unsigned found[4] = {};
+    if (!__get_cpuid_count(7, leaf_part, &found[0], &found[1], &found[2], &found[3])) return false;
+    return found[reg] >> bit & 1;
+}
+
+bool has_avx512_bf16() { return has_feature(1, 0, 5); }
+bool has_amx() { return has_feature(0, 3, 22) && has_feature(0, 3, 24) && tiles_granted(); }
+
+Isa best() {
+    __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && has_avx512_bf16()) return has_amx() ? Isa::amx : Isa::avx512_bf16;
+    if (avx512) return Isa::avx512;
+    return avx2 ? Isa::avx2 : Isa::sse2;
+}
+#else
+Isa best() { return Isa::generic; }  // the compiler's own vectors: NEON where that is every machine's
+#endif
+
 Isa wanted(const char* text) {
-    for (Isa isa : {Isa::generic, Isa::sse2, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : {Isa::generic, Isa::sse2, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
         if (std::string(text) == name(isa) && isa <= best()) return isa;
     }
     throw std::invalid_argument(std::string("TANDEM_ISA=") + text + " is unknown or not of this machine, whose best is " +
@@ -39,6 +70,8 @@ const char* name(Isa isa) {
         case Isa::sse2: return "sse2";
         case Isa::avx2: return "avx2";
         case Isa::avx512: return "avx512";
+        case Isa::avx512_bf16: return "avx512_bf16";
+        case Isa::amx: return "amx";
     }
     return "unknown";
 }

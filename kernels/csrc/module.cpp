@@ -4,6 +4,7 @@
 
 #include "copy.h"
 #include "isa.h"
+#include "module_decoder.h"
 
 namespace nb = nanobind;
 
@@ -30,4 +31,5 @@ NB_MODULE(_native, module) {
     module.def("copy_ranges", &copy_ranges, nb::arg("source").noconvert(),
                nb::arg("destination").noconvert(), nb::arg("copies").noconvert());
     module.def("isa", [] { return tandem::name(tandem::isa()); });
+    bind_decoder(module);
 }

@@ -1,0 +1,41 @@
+// Weights that are not quantised.
+//
+//     bfloat16   panel = [k / 32][2][16 pairs of k][16 columns][2]: a tile of 1 KiB is what one product of AMX takes,
+//                one line of it what one product of AVX512-BF16 takes
+//     float32    panel = [k][32 columns]
+#pragma once
+
+#include "weight.h"
+
+namespace tandem {
+
+class DenseBFloat16 final : public PackedWeight {
+   public:
+    DenseBFloat16(const Matrix& matrix, bool gated);
+    void multiply(const Input&, int64_t first_row, int64_t num_rows, int64_t panel, const Output&) const override;
+    void row(int64_t index, float* items) const override;
+    Kind input_kind() const override { return Kind::bfloat16; }
+    int64_t num_bytes() const override { return static_cast<int64_t>(memory_.size()); }
+
+   private:
+    BFloat16* panel(int64_t index) const;
+
+    int64_t steps_;  // of 32 k
+    Memory memory_;
+};
+
+class DenseFloat32 final : public PackedWeight {
+   public:
+    DenseFloat32(const Matrix& matrix, bool gated);
+    void multiply(const Input&, int64_t first_row, int64_t num_rows, int64_t panel, const Output&) const override;
+    void row(int64_t index, float* items) const override;
+    Kind input_kind() const override { return Kind::float32; }
+    int64_t num_bytes() const override { return static_cast<int64_t>(memory_.size()); }
+
+   private:
+    float* panel(int64_t index) const;
+
+    Memory memory_;
+};
+
+}  // namespace tandem

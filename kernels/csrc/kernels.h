@@ -1,0 +1,59 @@
+// The kernels of one instruction set, as a table; `kernels()` is the one of this machine.
+#pragma once
+
+#include "attention.h"
+#include "items.h"
+#include "weight.h"
+
+namespace tandem {
+
+// The turn of one token: rotary pairs are (i, i + half).
+struct Turn {
+    const float* cos;  // [half]
+    const float* sin;  // [half]
+    int64_t half;
+};
+
+struct Kernels {
+    // A thread calls `enter` before it uses the others and `leave` after: the tiles of AMX want setting up, and cost
+    // every change of threads until they are let go.
+    void (*enter)();
+    void (*leave)();
+
+    // One panel for rows [first_row, first_row + num_rows). `steps` of 32 k.
+    void (*multiply_bfloat16)(const BFloat16* panel, int64_t steps, const Input&, int64_t first_row, int64_t num_rows,
+                              int64_t panel_index, const Output&);
+    void (*multiply_float32)(const float* panel, int64_t columns, const Input&, int64_t first_row, int64_t num_rows,
+                             int64_t panel_index, const Output&);
+
+    // items / rms(items) * weight, as `kind`.
+    void (*normalise)(const float* items, const float* weight, int64_t count, float epsilon, Kind kind, void* result);
+
+    // One head of 2 half items, in place.
+    void (*turn)(const Turn&, float* head);
+
+    // silu(gate) up, as `kind`.
+    void (*gate)(const float* gate, const float* up, int64_t count, Kind kind, void* result);
+
+    void (*widen)(const void* items, Kind kind, int64_t count, float* result);
+    void (*narrow)(const float* items, int64_t count, Kind kind, void* result);
+
+    // The place of the largest item, the first of equals; 0 where no number is above minus infinity.
+    int64_t (*largest)(const float* items, int64_t count);
+
+    // The attention of one piece; see attention.h.
+    void (*attend)(const AttentionShape&, const AttentionPiece&, char* scratch);
+};
+
+const Kernels& kernels();
+
+// One table for each instruction set that this was built for.
+extern const Kernels kernels_plain;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx;
+#endif
+
+}  // namespace tandem

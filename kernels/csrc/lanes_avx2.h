@@ -1,0 +1,96 @@
+// Sixteen floats in two registers of AVX2, with FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "items.h"
+
+namespace tandem::TANDEM_ISA_NAMESPACE {
+
+struct Lanes {
+    __m256 a, b;
+};
+
+inline Lanes all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline Lanes add(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Lanes subtract(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Lanes multiply(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Lanes divide(Lanes x, Lanes y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline Lanes max(Lanes x, Lanes y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline Lanes min(Lanes x, Lanes y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline Lanes fma(Lanes x, Lanes y, Lanes z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+inline Lanes round(Lanes x) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+}
+inline __m256 power_of_two(__m256 power) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127)), 23));
+}
+inline Lanes scale_by_power_of_two(Lanes x, Lanes power) {
+    return {_mm256_mul_ps(x.a, power_of_two(power.a)), _mm256_mul_ps(x.b, power_of_two(power.b))};
+}
+inline Lanes zero_where_less(Lanes x, Lanes y, Lanes bound) {
+    return {_mm256_and_ps(x.a, _mm256_cmp_ps(y.a, bound.a, _CMP_NLT_UQ)),
+            _mm256_and_ps(x.b, _mm256_cmp_ps(y.b, bound.b, _CMP_NLT_UQ))};
+}
+inline float sum(Lanes x) {
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float largest(Lanes x) {
+    const __m256 eight = _mm256_max_ps(x.a, x.b);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline __m128i load_eight(const void* items) { return _mm_loadu_si128(static_cast<const __m128i*>(items)); }
+inline __m256 widened(__m128i bfloats) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloats), 16));
+}
+inline Lanes load(const float* items) { return {_mm256_loadu_ps(items), _mm256_loadu_ps(items + 8)}; }
+inline Lanes load(const BFloat16* items) { return {widened(load_eight(items)), widened(load_eight(items + 8))}; }
+inline Lanes load(const Float16* items) {
+    return {_mm256_cvtph_ps(load_eight(items)), _mm256_cvtph_ps(load_eight(items + 8))};
+}
+
+// Rounds to nearest, ties to even; a NaN stays one. [8] of 32 bits, the number in the lower half.
+inline __m256i narrowed(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256 nan = _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x400000)));
+    const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+}
+inline void store(float* items, Lanes x) {
+    _mm256_storeu_ps(items, x.a);
+    _mm256_storeu_ps(items + 8, x.b);
+}
+inline void store(BFloat16* items, Lanes x) {
+    const __m256i packed = _mm256_packus_epi32(narrowed(x.a), narrowed(x.b));  // interleaved by halves
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(items), _mm256_permute4x64_epi64(packed, 0b11011000));
+}
+inline void store(Float16* items, Lanes x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(items), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(items + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline __m256i load_pairs(const BFloat16* items) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items)); }
+
+// Of 16 pairs of bfloat16 the first, and the second, of each.
+inline Lanes load_first_of_pairs(const BFloat16* items) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(items), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(items + 16), 16))};
+}
+inline Lanes load_second_of_pairs(const BFloat16* items) {
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    return {_mm256_castsi256_ps(_mm256_and_si256(load_pairs(items), high)),
+            _mm256_castsi256_ps(_mm256_and_si256(load_pairs(items + 16), high))};
+}
+
+}  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -1,0 +1,71 @@
+// Sixteen floats in one register of AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include "items.h"
+
+namespace tandem::TANDEM_ISA_NAMESPACE {
+
+struct Lanes {
+    __m512 v;
+};
+
+inline Lanes all(float value) { return {_mm512_set1_ps(value)}; }
+inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes subtract(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes multiply(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes divide(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Lanes round(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Lanes scale_by_power_of_two(Lanes a, Lanes power) { return {_mm512_scalef_ps(a.v, power.v)}; }
+inline Lanes zero_where_less(Lanes a, Lanes x, Lanes bound) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_NLT_UQ), a.v)};
+}
+inline float sum(Lanes a) { return _mm512_reduce_add_ps(a.v); }
+inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
+
+inline __m512 widened(__m256i bfloats) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloats), 16));
+}
+inline Lanes load(const float* items) { return {_mm512_loadu_ps(items)}; }
+inline Lanes load(const BFloat16* items) {
+    return {widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(items)))};
+}
+inline Lanes load(const Float16* items) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(items)))};
+}
+
+// Rounds to nearest, ties to even; a NaN stays one.
+inline __m256i narrowed(__m512 a) {
+#if defined(__AVX512BF16__)
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a));
+#else
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+#endif
+}
+inline void store(float* items, Lanes a) { _mm512_storeu_ps(items, a.v); }
+inline void store(BFloat16* items, Lanes a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(items), narrowed(a.v));
+}
+inline void store(Float16* items, Lanes a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(items), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// Of 16 pairs of bfloat16 the first, and the second, of each.
+inline Lanes load_first_of_pairs(const BFloat16* items) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(items), 16))};
+}
+inline Lanes load_second_of_pairs(const BFloat16* items) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(items), high))};
+}
+
+}  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -1,0 +1,129 @@
+// Products with lanes: each weight is read once for several rows, and each sum runs over k in order, so that a result
+// does not depend on how many rows were multiplied together.
+#pragma once
+
+#include "finish_lanes.h"
+
+namespace tandem::TANDEM_ISA_NAMESPACE {
+
+#if defined(__AVX512F__)
+constexpr int rows_at_once = 8;  // twice as many sums, of 32 registers
+#elif defined(__AVX2__)
+constexpr int rows_at_once = 2;
+#else
+constexpr int rows_at_once = 1;
+#endif
+
+constexpr int64_t prefetch_bytes = 4096;  // ahead: some 200 ns of one core's share of the memory
+
+inline void prefetch(const void* items) { __builtin_prefetch(static_cast<const char*>(items) + prefetch_bytes); }
+
+// One of `rows` inputs: its row of float32, or of bfloat16.
+template <class Item>
+inline const Item* input_row(const Input& input, int64_t row) {
+    return reinterpret_cast<const Item*>(static_cast<const char*>(input.items) + row * input.row_bytes);
+}
+
+struct Float32Step {
+    using Weight = float;
+    using Item = float;
+    static constexpr int64_t length = 1;  // k
+
+    template <int rows>
+    static void accumulate(const float* weights, const float* const* inputs, int64_t k, PanelRow* sums) {
+        const Lanes first = load(weights), second = load(weights + num_lanes);
+        prefetch(weights);
+        prefetch(weights + num_lanes);
+        for (int i = 0; i < rows; i++) {
+            const Lanes item = all(inputs[i][k]);
+            sums[i] = {fma(first, item, sums[i].first), fma(second, item, sums[i].second)};
+        }
+    }
+};
+
+inline float widened_item(BFloat16 item) {
+    const uint32_t bits = static_cast<uint32_t>(item.bits) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+#if defined(__AVX512BF16__)
+inline Lanes add_products_of_pairs(Lanes sum, const BFloat16* weights, const BFloat16* pair) {
+    int bits;
+    memcpy(&bits, pair, sizeof(bits));
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(_mm512_loadu_si512(weights)),
+                             reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)))};
+}
+#else
+inline Lanes add_products_of_pairs(Lanes sum, const BFloat16* weights, const BFloat16* pair) {
+    const Lanes once = fma(load_first_of_pairs(weights), all(widened_item(pair[0])), sum);
+    return fma(load_second_of_pairs(weights), all(widened_item(pair[1])), once);
+}
+#endif
+
+struct BFloat16Step {
+    using Weight = BFloat16;
+    using Item = BFloat16;
+    static constexpr int64_t length = input_step;
+
+    template <int rows>
+    static void accumulate(const BFloat16* weights, const BFloat16* const* inputs, int64_t k, PanelRow* sums) {
+        constexpr int64_t line = 2 * num_lanes, tile = input_step * num_lanes;
+        for (int64_t pair = 0; pair < input_step / 2; pair++, weights += line) {
+            prefetch(weights);
+            prefetch(weights + tile);
+            for (int i = 0; i < rows; i++) {
+                const BFloat16* const items = inputs[i] + k + 2 * pair;
+                sums[i] = {add_products_of_pairs(sums[i].first, weights, items),
+                           add_products_of_pairs(sums[i].second, weights + tile, items)};
+            }
+        }
+    }
+};
+
+template <class Step, int rows>
+void multiply_rows(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t row,
+                   int64_t panel_index, const Output& output) {
+    const typename Step::Item* inputs[rows];
+    PanelRow sums[rows];
+    for (int i = 0; i < rows; i++) {
+        inputs[i] = input_row<typename Step::Item>(input, row + i);
+        sums[i] = {all(0), all(0)};
+    }
+    for (int64_t k = 0; k < columns; k += Step::length) {
+        Step::template accumulate<rows>(panel + k * panel_columns, inputs, k, sums);
+    }
+    for (int i = 0; i < rows; i++) finish(output, row + i, panel_index, sums[i]);
+}
+
+template <class Step, int rows>
+void multiply_rest(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t row,
+                   int64_t num_rows, int64_t panel_index, const Output& output) {
+    if constexpr (rows > 0) {
+        if (num_rows == rows) return multiply_rows<Step, rows>(panel, columns, input, row, panel_index, output);
+        multiply_rest<Step, rows - 1>(panel, columns, input, row, num_rows, panel_index, output);
+    }
+}
+
+template <class Step>
+void multiply_panel(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t first_row,
+                    int64_t num_rows, int64_t panel_index, const Output& output) {
+    int64_t row = first_row;
+    for (; row + rows_at_once <= first_row + num_rows; row += rows_at_once) {
+        multiply_rows<Step, rows_at_once>(panel, columns, input, row, panel_index, output);
+    }
+    multiply_rest<Step, rows_at_once - 1>(panel, columns, input, row, first_row + num_rows - row, panel_index, output);
+}
+
+inline void multiply_float32(const float* panel, int64_t columns, const Input& input, int64_t first_row,
+                             int64_t num_rows, int64_t panel_index, const Output& output) {
+    multiply_panel<Float32Step>(panel, columns, input, first_row, num_rows, panel_index, output);
+}
+
+inline void multiply_bfloat16(const BFloat16* panel, int64_t steps, const Input& input, int64_t first_row,
+                              int64_t num_rows, int64_t panel_index, const Output& output) {
+    multiply_panel<BFloat16Step>(panel, steps * input_step, input, first_row, num_rows, panel_index, output);
+}
+
+}  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -1,0 +1,36 @@
+// Makes the table of one instruction set. Included once by each native_*.cpp, after TANDEM_ISA_NAMESPACE is defined.
+#pragma once
+
+#include "attention_lanes.h"
+#include "multiply_lanes.h"
+#include "rows_lanes.h"
+#if defined(__AMX_BF16__)
+#include "attention_amx.h"
+#include "multiply_amx.h"
+#endif
+
+namespace tandem::TANDEM_ISA_NAMESPACE {
+
+constexpr Kernels table() {
+    Kernels kernels = {};
+    kernels.enter = [] {};
+    kernels.leave = [] {};
+    kernels.multiply_bfloat16 = multiply_bfloat16;
+    kernels.multiply_float32 = multiply_float32;
+    kernels.normalise = normalise;
+    kernels.turn = turn;
+    kernels.gate = gate;
+    kernels.widen = widen;
+    kernels.narrow = narrow;
+    kernels.largest = [](const float* items, int64_t count) { return largest(items, count); };
+    kernels.attend = attend;
+#if defined(__AMX_BF16__)
+    kernels.enter = enter_tiles;
+    kernels.leave = leave_tiles;
+    kernels.multiply_bfloat16 = multiply_bfloat16_amx;
+    kernels.attend = attend_amx;
+#endif
+    return kernels;
+}
+
+}  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -1,0 +1,284 @@
+#include "pass.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "threads.h"
+
+namespace tandem {
+namespace {
+
+constexpr int64_t input_bytes_at_once = 1 << 20;  // half of a core's second-level cache
+constexpr int64_t tokens_at_once = 8;
+constexpr int64_t tokens_alone = 8;  // normalised by one thread in less time than a meeting takes
+
+// So many pieces for the same token and head that each needs a place of its own.
+std::vector<Piece> first_parts(const std::vector<Piece>& pieces) {
+    std::vector<Piece> found;
+    for (const Piece& piece : pieces) {
+        if (piece.num_parts > 1 && piece.part == 0) found.push_back(piece);
+    }
+    return found;
+}
+
+// Each head of each row has room for as many parts as the longest row needs.
+int64_t most_parts(const std::vector<Piece>& pieces) {
+    int64_t most = 1;
+    for (const Piece& piece : pieces) most = std::max(most, piece.num_parts);
+    return most;
+}
+
+const float* pointer(const Vector& vector) { return vector.empty() ? nullptr : vector.data(); }
+
+}  // namespace
+
+Pass::Pass(const DecoderModel& model, const DecoderBatch& batch, const Pool& pool, Buffers& buffers)
+    : model_(model),
+      shape_(model.shape),
+      batch_(batch),
+      pool_(pool),
+      buffers_(buffers),
+      kernels_(kernels()),
+      kind_(model.input_kind()),
+      share_(shape_.num_heads / shape_.num_kv_heads),
+      pieces_(attention_pieces(batch, shape_.num_kv_heads, share_, Threads::shared().size())),
+      merged_(first_parts(pieces_)),
+      positions_(batch.num_tokens),
+      row_of_token_(batch.num_tokens),
+      stored_first_(!merged_.empty() || batch.num_tokens > batch.num_rows) {
+    for (int64_t row = 0; row < batch.num_rows; row++) {
+        for (int64_t token = batch.starts[row]; token < batch.starts[row + 1]; token++) {
+            positions_[token] = batch.lengths[row] - (batch.starts[row + 1] - token);
+            row_of_token_[token] = row;
+        }
+    }
+    max_parts_ = most_parts(pieces_);
+    const int64_t part_rows = merged_.empty() ? 0 : batch.num_rows * shape_.num_heads * max_parts_;
+    buffers_.fit(shape_, kind_, batch, part_rows * (2 + shape_.head_dim));
+}
+
+void Pass::run() {
+    Threads::shared().run([this](Team& team, int member) {
+        kernels_.enter();
+        work(team, member);
+        kernels_.leave();
+    });
+}
+
+void Pass::work(Team& team, int member) {
+    team.meet(num_token_groups());
+    each_token(team, member, [this](int64_t token) { start_token(token); });
+    for (int64_t layer = 0; layer < model_.num_layers(); layer++) run_layer(team, member, layer);
+    if (batch_.num_sampled == 0) return;
+    const Product head = head_product();
+    team.meet(head.num_pieces(), [this] { normalise_sampled(); });
+    each_piece(team, member, [&](int64_t piece) { head.run(piece); });
+    if (shape_.logit_soft_cap == 0) return;
+    team.meet(batch_.num_sampled);
+    each_piece(team, member, [this](int64_t row) { cap_logits(row); });
+}
+
+void Pass::run_layer(Team& team, int member, int64_t layer) {
+    const Product qkv = qkv_product(layer), output = output_product(layer);
+    const Product gate_up = gate_up_product(layer), down = down_product(layer);
+    normalise_then_deal(team, member, model_.layers[layer].attention_norm, qkv.num_pieces());
+    each_piece(team, member, [&](int64_t piece) { qkv.run(piece); });
+    run_attention(team, member, layer);
+    team.meet(output.num_pieces());
+    each_piece(team, member, [&](int64_t piece) { output.run(piece); });
+    normalise_then_deal(team, member, model_.layers[layer].mlp_norm, gate_up.num_pieces());
+    each_piece(team, member, [&](int64_t piece) { gate_up.run(piece); });
+    team.meet(down.num_pieces());
+    each_piece(team, member, [&](int64_t piece) { down.run(piece); });
+}
+
+void Pass::run_attention(Team& team, int member, int64_t layer) {
+    if (stored_first_) {
+        team.meet(num_token_groups());
+        each_token(team, member, [&](int64_t token) {
+            for (int64_t head = 0; head < shape_.num_kv_heads; head++) prepare(layer, token, head);
+        });
+    }
+    team.meet(static_cast<int64_t>(pieces_.size()));
+    each_piece(team, member, [&](int64_t piece) { attend(layer, pieces_[piece], member); });
+    if (merged_.empty()) return;
+    team.meet(static_cast<int64_t>(merged_.size()));
+    each_piece(team, member, [&](int64_t piece) { merge(layer, merged_[piece]); });
+}
+
+int64_t Pass::num_token_groups() const { return (batch_.num_tokens + tokens_at_once - 1) / tokens_at_once; }
+
+template <class Function>
+void Pass::each_token(Team& team, int member, Function function) {
+    each_piece(team, member, [&](int64_t group) {
+        const int64_t end = std::min((group + 1) * tokens_at_once, batch_.num_tokens);
+        for (int64_t token = group * tokens_at_once; token < end; token++) function(token);
+    });
+}
+
+void Pass::start_token(int64_t token) {
+    float* const stream = buffers_.stream.floats(token);
+    model_.embedding->row(batch_.tokens[token], stream);
+    if (shape_.embedding_scale != 1) {
+        for (int64_t i = 0; i < shape_.hidden_size; i++) stream[i] *= shape_.embedding_scale;
+    }
+    const int64_t half = shape_.head_dim / 2;
+    float* const turns = buffers_.turns.floats(token);
+    for (int64_t i = 0; i < half; i++) {
+        const float angle = static_cast<float>(positions_[token]) * shape_.frequencies[i];
+        turns[i] = std::cos(angle) * shape_.rotary_scale;
+        turns[half + i] = std::sin(angle) * shape_.rotary_scale;
+    }
+}
+
+void Pass::normalise_then_deal(Team& team, int member, const Vector& norm, int64_t next_pieces) {
+    if (batch_.num_tokens > tokens_alone) {
+        team.meet(num_token_groups());
+        each_token(team, member, [&](int64_t token) { normalise(norm, token); });
+        return team.meet(next_pieces);
+    }
+    team.meet(next_pieces, [&] {
+        for (int64_t token = 0; token < batch_.num_tokens; token++) normalise(norm, token);
+    });
+}
+
+void Pass::normalise(const Vector& norm, int64_t token) {
+    kernels_.normalise(buffers_.stream.floats(token), norm.data(), shape_.hidden_size, shape_.epsilon, kind_,
+                       buffers_.normed.row(token));
+}
+
+void Pass::normalise_sampled() {
+    for (int64_t i = 0; i < batch_.num_sampled; i++) {
+        kernels_.normalise(buffers_.stream.floats(batch_.sampled[i]), model_.norm.data(), shape_.hidden_size,
+                           shape_.epsilon, kind_, buffers_.sampled.row(i));
+    }
+}
+
+// Norms and turns the heads of one share, and stores its keys and values.
+void Pass::prepare(int64_t layer, int64_t token, int64_t kv_head) {
+    const DecoderLayer& weights = model_.layers[layer];
+    for (int64_t i = 0; i < share_; i++) turn_head(weights.query_norm, token, query_head(token, kv_head * share_ + i));
+    float* const key = query_head(token, shape_.num_heads + kv_head);
+    const float* const value = query_head(token, shape_.num_heads + shape_.num_kv_heads + kv_head);
+    turn_head(weights.key_norm, token, key);
+    const int64_t position = positions_[token];
+    const int64_t* const table = batch_.block_tables + row_of_token_[token] * batch_.table_length;
+    char* const place = pool_.keys(layer, kv_head) + table[position / pool_.block_size] * pool_.block_bytes() +
+                        position % pool_.block_size * pool_.row_bytes();
+    kernels_.narrow(key, shape_.head_dim, pool_.kind, place);
+    kernels_.narrow(value, shape_.head_dim, pool_.kind, place + pool_.side_bytes());
+}
+
+void Pass::turn_head(const Vector& norm, int64_t token, float* head) {
+    if (!norm.empty()) {
+        kernels_.normalise(head, norm.data(), shape_.head_dim, shape_.epsilon, Kind::float32, head);
+    }
+    const float* const turns = buffers_.turns.floats(token);
+    const int64_t half = shape_.head_dim / 2;
+    kernels_.turn({turns, turns + half, half}, head);
+}
+
+void Pass::attend(int64_t layer, const Piece& piece, int member) {
+    if (!stored_first_) prepare(layer, piece.first_token, piece.kv_head);
+    const AttentionShape shape = attention_shape(layer);
+    const int64_t end = piece.first_position + piece.num_tokens;
+    const int64_t part_keys = rounded_up((end + piece.num_parts - 1) / piece.num_parts, key_step);
+    const int64_t seen_from = shape.window > 0 ? std::max<int64_t>(end - piece.num_tokens + 1 - shape.window, 0) : 0;
+    const int64_t first_key = std::max(seen_from / key_step * key_step, piece.part * part_keys);
+    const int64_t head = piece.kv_head * share_;
+    kernels_.attend(shape,
+                    {query_head(piece.first_token, head), output_head(piece.first_token, head),
+                     pool_.keys(layer, piece.kv_head), batch_.block_tables + piece.row * batch_.table_length,
+                     piece.first_position, piece.num_tokens, first_key, std::min(end, (piece.part + 1) * part_keys),
+                     piece.num_parts > 1 ? part_of(piece) : nullptr},
+                    buffers_.scratch + member * buffers_.scratch_bytes);
+}
+
+void Pass::merge(int64_t layer, const Piece& piece) {
+    merge_parts(attention_shape(layer), part_of(piece), piece.num_parts,
+                output_head(piece.first_token, piece.kv_head * share_));
+}
+
+void Pass::cap_logits(int64_t row) {
+    float* const logits = buffers_.logits.floats(row);
+    for (int64_t i = 0; i < shape_.vocab_size; i++) {
+        logits[i] = std::tanh(logits[i] / shape_.logit_soft_cap) * shape_.logit_soft_cap;
+    }
+}
+
+AttentionShape Pass::attention_shape(int64_t layer) const {
+    return {shape_.head_dim,
+            share_,
+            pool_.block_size,
+            pool_.block_bytes(),
+            pool_.side_bytes(),
+            pool_.kind,
+            buffers_.qkv.stride(Kind::float32),
+            kind_,
+            buffers_.attended.stride(kind_),
+            shape_.score_scale,
+            shape_.score_soft_cap,
+            shape_.windows[layer]};
+}
+
+float* Pass::part_of(const Piece& piece) const {
+    const int64_t place = (piece.row * shape_.num_kv_heads + piece.kv_head) * max_parts_ + piece.part;
+    return buffers_.parts + place * share_ * (2 + shape_.head_dim);
+}
+
+float* Pass::query_head(int64_t token, int64_t head) const {
+    return buffers_.qkv.floats(token) + head * shape_.head_dim;
+}
+
+char* Pass::output_head(int64_t token, int64_t head) const {
+    return buffers_.attended.row(token) + head * shape_.head_dim * static_cast<int64_t>(item_bytes(kind_));
+}
+
+Pass::Product Pass::qkv_product(int64_t layer) const {
+    const DecoderLayer& weights = model_.layers[layer];
+    const Output output = {Finish::store, Kind::float32, buffers_.qkv.items, buffers_.qkv.stride(Kind::float32),
+                           pointer(weights.qkv_bias)};
+    return {*weights.qkv, buffers_.normed.input(), batch_.num_tokens, output};
+}
+
+Pass::Product Pass::output_product(int64_t layer) const {
+    const DecoderLayer& weights = model_.layers[layer];
+    const Output output = {Finish::add, Kind::float32, buffers_.stream.items, buffers_.stream.stride(Kind::float32),
+                           pointer(weights.output_bias)};
+    return {*weights.output, buffers_.attended.input(), batch_.num_tokens, output};
+}
+
+Pass::Product Pass::gate_up_product(int64_t layer) const {
+    const DecoderLayer& weights = model_.layers[layer];
+    const Output output = {Finish::gate, kind_, buffers_.inner.items, buffers_.inner.stride(kind_),
+                           pointer(weights.gate_up_bias)};
+    return {*weights.gate_up, buffers_.normed.input(), batch_.num_tokens, output};
+}
+
+Pass::Product Pass::down_product(int64_t layer) const {
+    const DecoderLayer& weights = model_.layers[layer];
+    const Output output = {Finish::add, Kind::float32, buffers_.stream.items, buffers_.stream.stride(Kind::float32),
+                           pointer(weights.down_bias)};
+    return {*weights.down, buffers_.inner.input(), batch_.num_tokens, output};
+}
+
+Pass::Product Pass::head_product() const {
+    const Output output = {Finish::store, Kind::float32, buffers_.logits.items, buffers_.logits.stride(Kind::float32),
+                           nullptr};
+    return {*model_.head, buffers_.sampled.input(), batch_.num_sampled, output};
+}
+
+int64_t Pass::Product::rows_at_once() const {
+    return std::max(block_rows, input_bytes_at_once / input.row_bytes / block_rows * block_rows);
+}
+
+int64_t Pass::Product::num_pieces() const {
+    return (num_rows + rows_at_once() - 1) / rows_at_once() * weight.num_panels();
+}
+
+void Pass::Product::run(int64_t piece) const {
+    const int64_t first = piece / weight.num_panels() * rows_at_once();
+    weight.multiply(input, first, std::min(rows_at_once(), num_rows - first), piece % weight.num_panels(), output);
+}
+
+}  // namespace tandem

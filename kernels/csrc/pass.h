@@ -1,0 +1,79 @@
+// One forward of a decoder: what every thread does, phase after phase, and where the phases meet.
+#pragma once
+
+#include <vector>
+
+#include "batch.h"
+#include "buffers.h"
+#include "decoder.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace tandem {
+
+class Pass {
+   public:
+    Pass(const DecoderModel& model, const DecoderBatch& batch, const Pool& pool, Buffers& buffers);
+    void run();
+
+   private:
+    // A product is cut by panels, and by rows where their inputs would not stay in the cache.
+    struct Product {
+        const PackedWeight& weight;
+        Input input;
+        int64_t num_rows;
+        Output output;
+
+        int64_t rows_at_once() const;
+        int64_t num_pieces() const;
+        void run(int64_t piece) const;
+    };
+
+    void work(Team& team, int member);
+    void run_layer(Team& team, int member, int64_t layer);
+    void run_attention(Team& team, int member, int64_t layer);
+    void start_token(int64_t token);
+    void normalise_then_deal(Team& team, int member, const Vector& norm, int64_t next_pieces);
+    void normalise(const Vector& norm, int64_t token);
+    void normalise_sampled();
+    void prepare(int64_t layer, int64_t token, int64_t kv_head);
+    void turn_head(const Vector& norm, int64_t token, float* head);
+    void attend(int64_t layer, const Piece& piece, int member);
+    void merge(int64_t layer, const Piece& piece);
+    void cap_logits(int64_t row);
+
+    Product qkv_product(int64_t layer) const;
+    Product output_product(int64_t layer) const;
+    Product gate_up_product(int64_t layer) const;
+    Product down_product(int64_t layer) const;
+    Product head_product() const;
+    AttentionShape attention_shape(int64_t layer) const;
+    float* part_of(const Piece& piece) const;
+    float* query_head(int64_t token, int64_t head) const;
+    char* output_head(int64_t token, int64_t head) const;
+
+    template <class Function>
+    void each_piece(Team& team, int member, Function function) {
+        for (int64_t piece; (piece = team.take(member)) >= 0;) function(piece);
+    }
+    // Some tokens at a time, where one is too little work to ask for.
+    int64_t num_token_groups() const;
+    template <class Function>
+    void each_token(Team& team, int member, Function function);
+
+    const DecoderModel& model_;
+    const DecoderShape& shape_;
+    const DecoderBatch& batch_;
+    const Pool& pool_;
+    Buffers& buffers_;
+    const Kernels& kernels_;
+    const Kind kind_;                  // of the products' inputs
+    const int64_t share_;              // query heads to a key-value head
+    std::vector<Piece> pieces_;        // of attention
+    std::vector<Piece> merged_;        // the first part of each piece that is in parts
+    std::vector<int64_t> positions_, row_of_token_;
+    int64_t max_parts_;
+    bool stored_first_;                // all keys and values are stored before any are read
+};
+
+}  // namespace tandem

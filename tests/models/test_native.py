@@ -1,0 +1,187 @@
+"""The native decoder is the torch decoder: every family, every cut of a prompt, every instruction set of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from forward import Forward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import RECIPES, VOCAB_SIZE, make, save
+from torch import Tensor
+from torch.testing import assert_close
+
+from engine.attention.metadata import batch_of
+from engine.core import Sequence, Step
+from engine.models.load import load_model
+from engine.models.resolve import resolve
+from kernels import cpu
+
+if not cpu.NATIVE:
+    pytest.skip(cpu.REASON, allow_module_level=True)
+
+from engine.run.native import NativeModel, set_threads
+
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32, sums in another order; logits are of the order of 1
+COARSE = {"rtol": 0.1, "atol": 0.25}  # bfloat16 keeps 8 bits, and the two round in different places
+PROMPT = [token * 31 % VOCAB_SIZE for token in range(150)]
+TEXT = [504, 2380, 282, 260, 905, 314, 260, 1379, 282, 1205, 1957, 28, 429, 260, 9036, 701, 288, 260, 1438, 1194]
+
+
+class NativeForward(Forward):
+    """The same pool, blocks and NaN in what was never written; the native decoder over them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pool = self.attention.pool
+        self.native = NativeModel(self.decoder)
+        self.native.attach(pool.layout, pool.items.view(torch.uint8).numpy().data)
+
+    def step(self, sequences: list[Sequence], num_new: list[int]) -> list[Tensor]:
+        batch = batch_of(Step(sequences, num_new), self.block_size, self.decoder.place.device)
+        every = replace(batch, sampled=torch.arange(len(batch.tokens)))
+        logits = self.native(every).clone()
+        for sequence, count in zip(sequences, num_new, strict=True):
+            sequence.num_computed += count
+        return list(logits.split(num_new))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("native")
+    for name in RECIPES:
+        save(make(name), name, root / name)
+    return root
+
+
+@pytest.fixture(params=RECIPES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    set_threads(2)
+
+
+def native(path: Path, dtype: str = "float32", block_size: int = 4) -> NativeForward:
+    return NativeForward(load_model(path, dtype, "cpu"), block_size)
+
+
+@lru_cache
+def expected(path: Path, length: int) -> Tensor:
+    return Forward(load_model(path, "float32", "cpu")).whole(PROMPT[:length])
+
+
+def test_logits_are_those_of_torch(checkpoints: Path, name: str) -> None:
+    whole = native(checkpoints / name).whole(PROMPT)
+    assert_close(whole, expected(checkpoints / name, len(PROMPT)), **TOLERANCE)
+
+
+def test_a_prompt_in_chunks_then_decode(checkpoints: Path, name: str) -> None:
+    chunks = native(checkpoints / name).in_chunks(PROMPT, [67, 1, 40, 2, *[1] * 40])
+    assert_close(chunks, expected(checkpoints / name, len(PROMPT)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_kinds_differ_by_rounding_alone(checkpoints: Path, name: str, dtype: str) -> None:
+    forward = native(checkpoints / name, dtype, block_size=16)
+    found = forward.in_chunks(PROMPT, [67, 1, 40, 2, *[1] * 40])
+    assert_close(found, expected(checkpoints / name, len(PROMPT)), **COARSE)
+
+
+def test_a_mixed_batch_is_the_same_as_one_by_one(checkpoints: Path, name: str) -> None:
+    forward = native(checkpoints / name)
+    lengths, before = [23, 1, 60, 34, 64, 9], [11, 0, 59, 3, 0, 8]
+    rows = [forward.sequence(PROMPT[:length]) for length in lengths]
+    started = [row for row, count in enumerate(before) if count]
+    forward.step([rows[row] for row in started], [before[row] for row in started])
+    rest = [length - count for length, count in zip(lengths, before, strict=True)]
+    for logits, length, count in zip(forward.step(rows, rest), lengths, before, strict=True):
+        assert_close(logits, expected(checkpoints / name, length)[count:], **TOLERANCE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("windowed", ["llama", "mistral", "qwen2-windows"])
+def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, len(PROMPT)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, length), max_size=6)) | {0, length})
+    chunks = [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+    forward = native(checkpoints / windowed, block_size=data.draw(st.sampled_from([1, 4, 16])))
+    set_threads(data.draw(st.integers(1, 3)))
+    assert_close(forward.in_chunks(PROMPT[:length], chunks), expected(checkpoints / windowed, length), **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_long_context_is_shared_by_the_threads(dtype: str) -> None:
+    """One row alone is cut along its keys, and the parts merged."""
+    tokens = TEXT * 70
+    forward = native(resolve("smollm2"), dtype, block_size=16)
+    whole = forward.whole(tokens)[-1]
+    row = forward.sequence(tokens)
+    forward.step([row], [len(tokens) - 1])
+    (alone,) = forward.step([row], [1])
+    assert_close(alone[0], whole, rtol=1e-3, atol=2e-3 if dtype == "float32" else 0.3)
+
+
+def test_bfloat16_is_nearer_to_the_truth_than_torchs() -> None:
+    truth = Forward(load_model(resolve("smollm2"), "float32", "cpu"), 16).whole(TEXT)
+    ours = native(resolve("smollm2"), "bfloat16", block_size=16).whole(TEXT)
+    theirs = Forward(load_model(resolve("smollm2"), "bfloat16", "cpu"), 16).whole(TEXT).float()
+    assert (ours - truth).abs().mean() < (theirs - truth).abs().mean()
+    assert (ours - truth).abs().mean() < 0.1
+
+
+def test_greedy_text_is_torchs_token_for_token() -> None:
+    def written(forward: Forward) -> list[int]:
+        row = forward.sequence(TEXT + [0] * 60)
+        row.tokens = list(TEXT)
+        for _ in range(60):
+            logits = forward.step([row], [row.num_missing])[0]
+            row.tokens.append(int(logits[-1].argmax()))
+        return row.tokens
+
+    torchs = written(Forward(load_model(resolve("smollm2"), "float32", "cpu"), 16))
+    assert written(native(resolve("smollm2"), block_size=16)) == torchs
+
+
+def test_an_index_outside_is_refused_and_nothing_is_written(checkpoints: Path) -> None:
+    forward = native(checkpoints / "llama")
+    before = forward.attention.pool.items.clone()
+    for block in (-1, forward.num_blocks, 2**40):
+        row = forward.sequence(PROMPT[:9])
+        row.block_table[1] = block
+        with pytest.raises(ValueError, match=f"block of row 0 is out of range: {block}"):
+            forward.step([row], [9])
+    row = forward.sequence([0, VOCAB_SIZE])
+    with pytest.raises(ValueError, match="token 1 is out of range"):
+        forward.step([row], [2])
+    assert torch.equal(before.isnan(), forward.attention.pool.items.isnan())
+
+
+LESSER = ["generic", "sse2", "avx2", "avx512", "avx512_bf16"]
+
+
+@pytest.mark.parametrize("isa", LESSER if cpu.isa() == "amx" else LESSER[: max(0, LESSER.index(cpu.isa()))])
+def test_every_lesser_instruction_set_of_this_machine(isa: str) -> None:
+    if os.environ.get("TANDEM_ISA"):
+        pytest.skip("already one of the lesser")
+    if isa == "sse2":
+        pytest.skip("the same kernels as generic")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "chunks_then or narrow or mixed or refused"],
+        env={**os.environ, "TANDEM_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
