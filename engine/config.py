@@ -38,7 +38,7 @@ class EngineSettings(Settings):
         "auto", "of weights and KV; auto: bfloat16 where the processor computes in it, else float32", group="Model"
     )
     device: str = setting(
-        "auto", "auto, cpu, cuda or cuda:1", group="Model", pattern=r"^(auto|cpu|cuda(:\d+)?)$", unit="device"
+        "auto", "auto, cpu or cuda", group="Model", pattern=r"^(auto|cpu|cuda(:\d+)?)$", unit="device"
     )
     num_threads: int | None = setting(
         None, "of computation on a CPU; unset: one per core this process may use", group="Model", ge=1, unit="threads"
@@ -85,7 +85,7 @@ class EngineSettings(Settings):
     )
     cluster_key: SecretStr | None = setting(
         None,
-        "opens /nodes and /distserve and proves engines to each other; unset: these are open [env TANDEM_CLUSTER_KEY]",
+        "opens /distserve, and proves this engine to proxy and peers; unset: open to all [env TANDEM_CLUSTER_KEY]",
         group="Security",
         env="TANDEM_CLUSTER_KEY",
     )
@@ -121,7 +121,7 @@ class EngineSettings(Settings):
         True, "share the blocks of prompts that begin alike", group="KV cache", aliases=("enable_prefix_caching",)
     )
     transports: tuple[Transport, ...] = setting(
-        ("shm", "tcp"), "by which KV may move, the preferred first", group="KV cache"
+        ("shm", "tcp"), "by which KV may move; of those that both engines have, shm before tcp", group="KV cache"
     )
     require_transport: Transport | None = setting(
         None, "refuse a peer with which any other transport would be used", group="KV cache"

@@ -109,7 +109,7 @@ class Status(StrEnum):
 
     WAITING ─▶ RUNNING ─▶ FINISHED          plain; preemption goes RUNNING ─▶ WAITING
     EXPECTED ─▶ WAITING ─▶ RUNNING ─▶ HELD ─▶ FINISHED     Give: EXPECTED until decode has reserved its blocks
-    RESERVING ─▶ PULLING ─▶ RUNNING ─▶ FINISHED            Take: any failure before RUNNING goes to WAITING (recompute)
+    RESERVING ─▶ PULLING ─▶ RUNNING ─▶ FINISHED            Take: also when the hand-off failed (recompute)
     """
 
     EXPECTED = "expected"

@@ -103,7 +103,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_waiting: int
     waiting_tokens: int  # known and not yet computed, of all sequences
     num_running: int
-    num_handoff: int  # EXPECTED, RESERVING, PULLING or HELD
+    num_handoff: int  # hand-offs: EXPECTED, under lease, or PULLING
     blocks_free: int
     blocks_total: int
     steps: int

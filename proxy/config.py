@@ -32,7 +32,7 @@ class ProxySettings(Settings):
     )
     cluster_key: SecretStr | None = setting(
         None,
-        "opens /nodes and /distserve, and is what engines are shown; none: open to all",
+        "opens /nodes and /distserve, and is what engines are shown; none: open to all [env TANDEM_CLUSTER_KEY]",
         group="Keys",
         env="TANDEM_CLUSTER_KEY",
     )
@@ -55,7 +55,7 @@ class ProxySettings(Settings):
     )
     link_type: Literal["IB", "RoCE"] = setting("RoCE", "of RDMA", group="Serving")
     disable_gdr: bool = setting(False, "ask engines to do RDMA without GPU-direct", group="Serving")
-    dummy_prefill: bool = setting(False, "for measuring: decode without any prefill, from empty KV", group="Serving")
+    dummy_prefill: bool = setting(False, "for measuring: decode engines do without any prefill engine", group="Serving")
     disable_cache_status: bool = setting(False, "accepted for LMDeploy's sake; nothing is cached", group="Serving")
 
     # Limits

@@ -17,18 +17,21 @@ NEXT_TOKEN_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1
 REQUEST_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 GAUGES: Final = {
-    "num_waiting": ("requests_waiting", "Sequences that wait for their first or next step"),
+    "num_waiting": ("requests_waiting", "Sequences without blocks: for a step, or for a hand-off"),
     "waiting_tokens": ("waiting_tokens", "Known tokens that are not computed yet"),
     "num_running": ("requests_running", "Sequences in the running batch"),
-    "num_handoff": ("requests_in_handoff", "Sequences that expect, reserve, pull or hold KV"),
+    "num_handoff": ("requests_in_handoff", "Hand-offs that are expected, pulled or under lease"),
     "blocks_free": ("kv_blocks_free", "Blocks of the KV pool that nobody holds"),
     "blocks_total": ("kv_blocks_total", "Blocks of the KV pool"),
 }
 COUNTERS: Final = {
     "steps": ("steps", "Forward passes"),
-    "prompt_tokens": ("prompt_tokens", "Prompt tokens of finished prompts"),
-    "output_tokens": ("output_tokens", "Tokens sampled"),
-    "cached_tokens": ("cached_tokens", "Prompt tokens found in the prefix cache"),
+    "prompt_tokens": ("prompt_tokens", "Prompt tokens of requests that came"),
+    "output_tokens": ("output_tokens", "Tokens said to clients; after a hand-off the first comes from prefill"),
+    "cached_tokens": (
+        "cached_tokens",
+        "Prompt tokens found in the prefix cache; after a hand-off, in the prefill engine's",
+    ),
     "preemptions": ("preemptions", "Sequences that gave up their blocks to others"),
     "transferred_tokens": ("transferred_tokens", "Tokens whose KV was pulled from a peer"),
     "recomputed_tokens": ("recomputed_tokens", "Prompt tokens computed here because no hand-off came"),
