@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvtransfer.layout import Copies
+from kvtransfer.layout import Copies, Offsets
 
 CopyRanges = Callable[[memoryview, memoryview, Copies], None]  # source, destination, copies
 
@@ -28,13 +28,31 @@ def cut(copies: Copies, max_bytes: int, max_count: int) -> list[Copies]:
     `max_bytes` bytes. A long range is split."""
     parts = -(-copies[:, 2] // max_bytes)
     rows = np.repeat(copies, parts, axis=0)
-    part = np.arange(len(rows)) - np.repeat(np.cumsum(parts) - parts, parts)
+    part = np.arange(len(rows)) - np.repeat(pack(parts), parts)
     rows[:, :2] += (part * max_bytes)[:, None]
     rows[:, 2] = np.minimum(max_bytes, rows[:, 2] - part * max_bytes)
-    window = (np.cumsum(rows[:, 2]) - rows[:, 2]) // max_bytes
+    window = pack(rows[:, 2]) // max_bytes
     number = np.arange(len(rows)) // max_count
     borders = np.flatnonzero((np.diff(window) != 0) | (np.diff(number) != 0)) + 1
     return np.split(rows, borders) if len(rows) else []
+
+
+def pack(lengths: Offsets) -> Offsets:
+    """Where each range begins when all of them lie one after another. [n]"""
+    return np.cumsum(lengths) - lengths
+
+
+class Scratch:
+    """Memory to pack ranges into, kept from one use to the next because fresh pages are dear."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def view(self, num_bytes: int) -> memoryview:
+        """The same memory every time: only one may be in use."""
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        return memoryview(self._buffer)[:num_bytes]
 
 
 def copy_ranges(source: memoryview, destination: memoryview, copies: Copies) -> None:

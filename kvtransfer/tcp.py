@@ -1,5 +1,9 @@
 """Transport between hosts: plain TCP, read with scatter/gather straight into the pool.
 
+Long ranges go from pages of the one pool into the other, and the owner, busy with prefill, does not even copy them
+(sendfile). Short ones, between pools of different block sizes or heads, are packed on both sides: a memory copy costs
+less than the kernel's work for a range.
+
 After the handshake the reader sends requests and the owner answers each in order:
 
     request   sequence u32 | count u32 | total bytes u64 | count x (offset i64, length i64)
@@ -20,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtransfer.copies import CopyRanges, check, copy_ranges, cut
+from kvtransfer.copies import CopyRanges, Scratch, check, copy_ranges, cut, pack
 from kvtransfer.endpoint import SocketEndpoint
 from kvtransfer.events import EventQueue
 from kvtransfer.handshake import PROOF_BYTES, introduce, verify_owner
@@ -35,8 +39,8 @@ FRAME = struct.Struct("<IIQ")
 RANGE_BYTES = 16
 MAX_RANGES = 2048  # of one request: 32 KiB, so that two of them never fill the owner's receive buffer
 MAX_ANSWER_BYTES = 16 << 20
+LONG_BYTES = 16 << 10  # ranges of this mean length travel from where they lie to where they go; shorter ones packed
 WINDOW = 2  # requests under way: the owner always has the next one when it ends one
-SENDFILE_BYTES = 64 << 10  # a range's mean length from which on sendfile is cheaper
 REQUEST_S = 10.0  # from a request's header to its last byte
 STALL_S = 30.0  # for the reader to take one answer
 BACKLOG = 64
@@ -49,12 +53,12 @@ class TcpEndpoint(SocketEndpoint):
 
     transport = "tcp"
 
-    def __init__(self, region: Region, host: str, host_id: str, port: int = 0) -> None:
-        """`host` is the address of this machine that peers reach, `port` 0 takes a free one. Raises OSError when it
-        cannot be listened on."""
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    def __init__(self, region: Region, host: str, host_id: str, copy: CopyRanges = copy_ranges) -> None:
+        """`host` is the address of this machine that peers reach; the port is a free one. Raises OSError when it cannot
+        be listened on."""
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-        super().__init__(region, host_id, copy_ranges, listener, TcpConnection)
+        super().__init__(region, host_id, copy, listener, TcpConnection)
         self._host, self._port = listener.getsockname()[:2]
 
     def offer(self) -> TransportOffer:
@@ -62,26 +66,28 @@ class TcpEndpoint(SocketEndpoint):
 
     async def _serve(self, sock: socket.socket, proof: bytes) -> None:
         _tune(sock)
+        scratch = Scratch()
         await asyncio.get_running_loop().sock_sendall(sock, proof)
         while True:
             header = await receive_exactly(sock, FRAME.size)
             async with asyncio.timeout(REQUEST_S):
                 sequence, ranges = await _receive_request(sock, header, self._region.num_bytes)
             async with asyncio.timeout(STALL_S):
-                await self._answer(sock, sequence, ranges)
+                await self._answer(sock, sequence, ranges, scratch)
 
-    async def _answer(self, sock: socket.socket, sequence: int, ranges: Copies) -> None:
-        """Long ranges go out of the pool's pages as they lie there, which halves the work of an owner that is busy with
-        prefill; for short ones a system call each would cost more than the copy."""
+    async def _answer(self, sock: socket.socket, sequence: int, ranges: Copies, scratch: Scratch) -> None:
         num_bytes = int(ranges[:, 1].sum())
-        header = FRAME.pack(sequence, 0, num_bytes)
-        if num_bytes >= len(ranges) * SENDFILE_BYTES and not self._region.huge:
-            await asyncio.get_running_loop().sock_sendall(sock, header)
-            await send_file(sock, self._region.fd, [(offset, length) for offset, length in ranges.tolist()])
-        else:
-            pool = self._region.buffer
+        header, pool = FRAME.pack(sequence, 0, num_bytes), self._region.buffer
+        if num_bytes < len(ranges) * LONG_BYTES:
+            packed = scratch.view(num_bytes)
+            self._copy(pool, packed, np.insert(ranges, 1, pack(ranges[:, 1]), axis=1))
+            await send_views(sock, [memoryview(header), packed])
+        elif self._region.huge:
             views = [pool[offset : offset + length] for offset, length in ranges.tolist()]
             await send_views(sock, [memoryview(header), *views])
+        else:
+            await asyncio.get_running_loop().sock_sendall(sock, header)
+            await send_file(sock, self._region.fd, [(offset, length) for offset, length in ranges.tolist()])
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +112,7 @@ class TcpConnection(ReadingConnection):
         self._sock: socket.socket | None = None
         self._sequence = 0
         self._unasked: deque[Question] = deque()
+        self._scratch = Scratch()
 
     async def _open(self) -> None:
         target = self._target
@@ -182,8 +189,14 @@ class TcpConnection(ReadingConnection):
         answer = FRAME.unpack(await receive_exactly(self._sock, FRAME.size))
         if answer != (question.sequence, 0, question.num_bytes):
             raise ValueError("the owner's answer is not to our question")
-        destination = question.pull.destination
-        await receive_views(self._sock, [destination[to : to + length] for _, to, length in question.copies.tolist()])
+        copies, destination = question.copies, question.pull.destination
+        if question.num_bytes >= len(copies) * LONG_BYTES:
+            views = [destination[to : to + length] for _, to, length in copies.tolist()]
+            await receive_views(self._sock, views)
+            return
+        packed = self._scratch.view(question.num_bytes)
+        await receive_views(self._sock, [packed])
+        self._copy(packed, destination, np.column_stack([pack(copies[:, 2]), copies[:, 1:]]))
 
     def _expire(self, pull: Pull) -> None:
         """What was asked for is on its way and has no other place to go, so its connection ends with it."""

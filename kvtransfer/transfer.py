@@ -111,7 +111,7 @@ TRANSPORTS = ("shm", "tcp")  # best first
 
 def open_endpoint(transport: str, region: Region, host: str, copy: CopyRanges = copy_ranges) -> Endpoint:
     """An endpoint of the named transport over `region`; its module is imported only now. `host` is the address that
-    peers reach this machine under; `copy` makes the copies of a reader that copies by itself. Raises ValueError for an
+    peers reach this machine under; `copy` makes all copies in memory. Raises ValueError for an
     unknown name, OSError when this machine cannot do it."""
     match transport:
         case "shm":
@@ -121,7 +121,7 @@ def open_endpoint(transport: str, region: Region, host: str, copy: CopyRanges = 
         case "tcp":
             from kvtransfer.tcp import TcpEndpoint
 
-            return TcpEndpoint(region, host, host_id())
+            return TcpEndpoint(region, host, host_id(), copy)
     raise ValueError(f"transport {transport!r} is not one of {', '.join(TRANSPORTS)}")
 
 
