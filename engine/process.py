@@ -43,7 +43,7 @@ from engine.observe import log as logs
 from kvtransfer import protocol
 from kvtransfer.transfer import Connected, ConnectionLost, Event, Pulled, PullFailed, ReaderLost
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("engine.process")  # this module is run as __main__
 
 IDLE_MS = 100  # how stale a deadline may get while nothing happens
 STATS_SECONDS = 1.0
