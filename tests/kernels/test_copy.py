@@ -21,7 +21,7 @@ SIZE = 1 << 20
 
 Copies = NDArray[np.int64]
 CopyRanges = Callable[[memoryview, memoryview, Copies], None]
-ISAS = ["generic", "sse2", "avx2", "avx512", "avx512_bf16", "amx"]
+ISAS = ["generic", "sse2", "avx2", "avx512", "avx512_bf16", "amx"]  # csrc/isa.h, in its order
 
 
 def random_bytes(seed: int, size: int = SIZE) -> NDArray[np.uint8]:
