@@ -12,83 +12,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 import numpy as np
 
-from engine.core import Sequence, Status, Take, TokenLogprobs
+from engine.core import Sequence, Status, TokenLogprobs
+from engine.migrate.handoff import Handoff, SourceOf, TransferCounters, take_of
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
 from kvtransfer.layout import Copies, KVLayout, plan
-from kvtransfer.protocol import Done, Fail, FromReader, Key, Ready, Release, Renew, Want
+from kvtransfer.protocol import Done, Fail, Key, Ready, Release, Renew, Want
 from kvtransfer.transfer import Pulled, PullFailed
 
 logger = logging.getLogger(__name__)
 
 _decode_logprobs = msgspec.msgpack.Decoder(TokenLogprobs).decode
-
-
-def take_of(sequence: Sequence) -> Take:
-    take = sequence.request.handoff
-    assert isinstance(take, Take), "not a request to take"
-    return take
-
-
-class Source(Protocol):
-    """An engine whose pool we can read: one connected link."""
-
-    @property
-    def incarnation(self) -> str: ...
-
-    @property
-    def layout(self) -> KVLayout: ...
-
-    def send(self, message: FromReader) -> bool: ...
-
-    def pull(self, transfer_id: int, copies: Copies, deadline_s: float) -> None: ...
-
-
-SourceOf = Callable[[str], "Source | None"]
-
-
-@dataclass(slots=True, eq=False)
-class Handoff:
-    """What decode needs to pull for one sequence, and how far it is.
-
-    tokens   0 ── sequence.num_computed ─── num_pulled ─── num_announced ─── prompt_length
-                 found in our own cache
-    """
-
-    sequence: Sequence
-    key: Key
-    peer: str
-    source: Source
-    slot: int  # our own word to read the owner's epoch word into
-    deadline: float  # of the next sign of life
-    epoch: int = 0
-    epoch_slot: int = 0
-    blocks: list[int] = field(default_factory=list)  # the owner's, from token 0
-    num_announced: int = 0
-    num_pulled: int = 0
-    pulling: int = 0  # tokens in the pull under way
-    transfer_id: int | None = None
-    done: bool = False
-    verifying: bool = False
-    failure: str | None = None
-    abandoned: bool = False  # nobody wants the sequence any more: free its blocks when the pull has drained
-    done_at: float = 0.0
-
-
-@dataclass(slots=True)
-class TransferCounters:
-    tokens: int = 0
-    num_bytes: int = 0
-    recomputed_tokens: int = 0
-    exposed_seconds: float = 0.0  # from Done to RUNNING: the part of the transfer that prefill did not hide
-    pull_seconds: float = 0.0  # all time spent copying
 
 
 class Taking:
@@ -226,31 +165,14 @@ class Taking:
 
     def _announced(self, handoff: Handoff, message: Ready | Done) -> None:
         if handoff.epoch != message.epoch:
-            self._restart(handoff, message)
-        handoff.blocks += message.blocks
-        if not self._plausible(handoff, message):
+            handoff.restart(message)
+        if not handoff.announce(message):
             self._fail(handoff, f"{handoff.peer} announced what cannot be")
             return
-        handoff.num_announced = message.num_computed
         if isinstance(message, Done) and not handoff.done:
             self._first_token(handoff, message)
         if not handoff.abandoned:
             self._continue(handoff)
-
-    def _restart(self, handoff: Handoff, message: Ready | Done) -> None:
-        """A new lease announces its blocks from the first one on."""
-        handoff.epoch, handoff.epoch_slot = message.epoch, message.epoch_slot
-        handoff.blocks, handoff.num_announced, handoff.pulling = [], 0, 0
-        handoff.num_pulled = handoff.sequence.num_computed
-
-    def _plausible(self, handoff: Handoff, message: Ready | Done) -> bool:
-        length, layout = handoff.sequence.prompt_length, handoff.source.layout
-        complete = message.num_computed == length if isinstance(message, Done) else message.num_computed <= length
-        return (
-            complete
-            and handoff.num_announced <= message.num_computed <= len(handoff.blocks) * layout.block_size
-            and len(handoff.blocks) <= -(-length // layout.block_size)
-        )
 
     def _first_token(self, handoff: Handoff, message: Done) -> None:
         """Tells the client at once; the sequence may end here (EOS, max_tokens 1), and then needs no KV at all."""
