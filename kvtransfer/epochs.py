@@ -3,8 +3,8 @@
     region = | pool: layout.pool_bytes | owner's epoch words | reader's words |
                                           8 bytes each          8 bytes each
 
-The owner writes a lease's epoch into its word at grant and 0 before its blocks are reused. A reader pulls that word into
-one of its own words after its last read.
+The owner writes a lease's epoch into its word at grant and 0 before its blocks are reused. A reader pulls that word
+into one of its own words after its last read.
 """
 
 from __future__ import annotations

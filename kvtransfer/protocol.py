@@ -1,8 +1,8 @@
 """The messages that engines send each other: pairing information and the control channel.
 
 LMDeploy's proxy carries `endpoint_info` between engines as an opaque string, so everything of ours travels inside it.
-The control channel is ZMQ: every engine core binds one ROUTER; the reader's DEALER connects to it under a routing id that
-the owner handed out in its endpoint information, which is how the owner knows who speaks.
+The control channel is ZMQ: every engine core binds one ROUTER; the reader's DEALER connects to it under a routing id
+that the owner handed out in its endpoint information, which is how the owner knows who speaks.
 
     D ── Want ─────────────▶ P      decode has reserved its blocks
     D ◀───────────── Ready ─ P      more full blocks are computed (repeats)
@@ -12,9 +12,10 @@ the owner handed out in its endpoint information, which is how the owner knows w
     D ── Renew ────────────▶ P      every few seconds while anything is open
     D ◀────────────── Fail ─ P      this hand-off will not come
 
-The epoch is not asked for by message, because the owner's thread may be deep in a forward pass. The owner keeps one 64-bit
-word for each lease behind its pool: the lease's epoch while it lives, 0 from the moment it ends. The reader pulls that
-word like any other bytes, after its last read; one-sided, so it costs the owner nothing and works the same over RDMA.
+The epoch is not asked for by message, because the owner's thread may be deep in a forward pass. The owner keeps one
+64-bit word for each lease behind its pool: the lease's epoch while it lives, 0 from the moment it ends. The reader pulls
+that word like any other bytes, after its last read; one-sided, so it costs the owner nothing and works the same over
+RDMA.
 """
 
 from __future__ import annotations

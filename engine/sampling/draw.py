@@ -75,8 +75,8 @@ def _draw_truncated(scaled: Tensor, weights: Tensor, choice: Choice) -> Tensor:
 
 
 def _pick_by_id(ids: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
-    """`pick` with the candidates in the order of their ids. In that of their weights, rivals that are nearly equal would
-    change places with every rounding error, and a seeded request would draw the one here and the other there."""
+    """`pick` with the candidates in the order of their ids. In that of their weights, rivals that are nearly equal
+    would change places with every rounding error, and a seeded request would draw the one here, the other there."""
     ordered, order = ids.sort(dim=-1)
     return ordered.gather(-1, pick(weights.gather(-1, order), uniform)[:, None]).squeeze(1)
 
