@@ -13,9 +13,9 @@ that the owner handed out in its endpoint information, which is how the owner kn
     D ◀────────────── Fail ─ P      this hand-off will not come
 
 The epoch is not asked for by message, because the owner's thread may be deep in a forward pass. The owner keeps one
-64-bit word for each lease behind its pool: the lease's epoch while it lives, 0 from the moment it ends. The reader pulls
-that word like any other bytes, after its last read; one-sided, so it costs the owner nothing and works the same over
-RDMA.
+64-bit word for each lease behind its pool: the lease's epoch while it lives, 0 from the moment it ends. The reader
+pulls that word like any other bytes, after its last read; one-sided, so it costs the owner nothing and works the same
+over RDMA.
 """
 
 from __future__ import annotations
