@@ -147,6 +147,10 @@ class LocalCluster:
     def has_losses(self) -> bool:
         return any(child.exit_code is not None for child in self._cluster.children.values())
 
+    def start(self, name: str) -> None:
+        """Starts again what has died, and does not wait for it."""
+        self._cluster.start_member(self._member(name))
+
     def revive(self) -> None:
         """Starts what has died again, at its old address, thaws the rest, and waits until all is ready."""
         dead = [m for m in self._cluster.members if self._cluster.children[m.name].exit_code is not None]

@@ -13,9 +13,9 @@ from tests.faults.expectations import Expectations
 
 __all__ = ["pytest_runtest_makereport"]  # the logs of the cluster beside each failure
 
-ENGINE_FLAGS = ("--no-prefix-cache", "--handoff-timeout", "5", "--lease-seconds", "4", "--request-timeout", "45")
-PREFILL_FLAGS = ("--max-num-batched-tokens", "128")  # a long prompt is announced in many pieces
-PROXY_FLAGS = ("--idle-timeout", "5", "--request-timeout", "45")
+ENGINE_FLAGS = ("--no-prefix-cache", "--handoff-timeout", "5", "--lease-seconds", "4", "--request-timeout", "60")
+PREFILL_FLAGS = ("--max-num-batched-tokens", "16")  # a long prompt is announced in many pieces
+PROXY_FLAGS = ("--idle-timeout", "5", "--request-timeout", "60")
 
 
 @pytest.fixture(scope="session")

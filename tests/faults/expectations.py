@@ -9,7 +9,7 @@ from tests.cluster.local_cluster import LocalCluster
 from tests.cluster.prompts import prompt_of
 from tests.cluster.reference import Reference
 
-LONG, SHORT = 1200, 40  # tokens of a prompt
+LONG, SHORT = 600, 40  # tokens of a prompt
 COUNT = 12  # tokens of an answer whose tokens are compared
 RECOVERY_S = 20.0  # for engines to find each other again, on a busy machine
 

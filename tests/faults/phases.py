@@ -12,7 +12,7 @@ from tests.cluster.asked import Asked
 from tests.cluster.local_cluster import LocalCluster
 from tests.faults.expectations import COUNT, LONG, SHORT, Expected
 
-ENDLESS = 600  # tokens of an answer that goes on while a test looks at it
+ENDLESS = 200  # tokens of an answer that goes on while a test looks at it
 
 Reach = Callable[[LocalCluster, Expected, bool], Asked]
 
