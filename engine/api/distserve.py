@@ -24,7 +24,7 @@ MAX_SESSION: Final = 2**53 - 1  # what every JSON reader keeps exact
 Session = Annotated[int, msgspec.Meta(ge=0, le=MAX_SESSION)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 BlockId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-EngineId = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+EngineId = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,200}\Z")]  # a URL; transports say it in a short hello
 
 
 class ServingStrategy(IntEnum):

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 MAX_RETRY_PAUSE_S = 10.0
 MAX_PAIRINGS = 1024
+MAX_ROUTING_ID_BYTES = 255  # ZMQ's bound
 CONTROL_QUEUE = 10_000  # messages waiting for one peer, before it counts as unreachable
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -166,12 +167,13 @@ class Links:
         if link is not None and link.info == info:
             self._await(link, answer)
             return
+        control = self._dial(control_address, info) if self._policy.reads else None
         if link is not None:
             self._close(link, "the peer has restarted")
-        if not self._policy.reads:
+        if control is None:
             answer(self._choose(info, set()).transport)
             return
-        link = Link(peer, info, self._dial(control_address, info))
+        link = Link(peer, info, control)
         self._links[peer] = link
         link.answers.append(answer)
         self._attempt(link)
@@ -253,15 +255,16 @@ class Links:
             raise Conflict(f"{peer} is not paired with this engine: POST /distserve/p2p_initialize comes first")
         try:
             info = msgspec.json.decode(endpoint_info, type=EndpointInfo)
-            bytes.fromhex(info.routing_id), bytes.fromhex(info.secret)
+            bytes.fromhex(info.secret)
+            if not 0 < len(bytes.fromhex(info.routing_id)) <= MAX_ROUTING_ID_BYTES:
+                raise ValueError(f"its routing_id has not 1 to {MAX_ROUTING_ID_BYTES} bytes")
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidRequest(f"endpoint_info of {peer} is not one of this engine's kind: {error}") from error
         if info.tandem != PROTOCOL_VERSION:
             raise InvalidRequest(f"{peer} speaks transfer protocol {info.tandem}, this engine {PROTOCOL_VERSION}")
         if info.model != self._model.name:
             raise InvalidRequest(f"{peer} serves {info.model!r}, this engine {self._model.name!r}: their KV differs")
-        address = urlsplit(control_address)
-        if address.scheme != "tcp" or not address.hostname or not address.port:
+        if not _is_tcp_address(control_address):
             raise InvalidRequest(f"zmq_address is {control_address!r}, expected tcp://host:port")
         self._check_layout(peer, info.layout)
         return info
@@ -277,8 +280,12 @@ class Links:
     def _dial(self, control_address: str, info: EndpointInfo) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         _configure(socket)
-        socket.setsockopt(zmq.ROUTING_ID, bytes.fromhex(info.routing_id))
-        socket.connect(control_address)
+        try:
+            socket.setsockopt(zmq.ROUTING_ID, bytes.fromhex(info.routing_id))
+            socket.connect(control_address)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            raise InvalidRequest(f"zmq_address {control_address!r} cannot be connected to: {error}") from error
         return socket
 
     def _attempt(self, link: Link) -> None:
@@ -334,6 +341,14 @@ class Links:
     def _proof(self, secret: bytes) -> bytes:
         """Both the link's secret and the cluster key are needed to read a pool."""
         return hmac.digest(self._policy.cluster_key, secret, "sha256")
+
+
+def _is_tcp_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
+    except ValueError:  # a port out of range, or half an IPv6 address
+        return False
 
 
 def _configure(socket: zmq.Socket[bytes]) -> None:

@@ -218,6 +218,9 @@ async def test_what_the_core_refuses_is_told_flat(engine: ApiServer, refusal: Ta
     [
         ("/distserve/p2p_initialize", {}),
         ("/distserve/p2p_initialize", INITIALIZE | {"protocol": 7}),
+        ("/distserve/p2p_initialize", INITIALIZE | {"remote_engine_id": "http://" + "x" * 200}),
+        ("/distserve/p2p_initialize", INITIALIZE | {"remote_engine_id": "http://é"}),
+        ("/distserve/p2p_initialize", INITIALIZE | {"local_engine_id": "http://a\nb"}),
         ("/distserve/p2p_connect", CONNECT | {"remote_engine_id": ""}),
         ("/distserve/p2p_drop_connect", {"engine_id": 1, "remote_engine_id": D}),
         ("/distserve/free_cache", {"remote_engine_id": D, "remote_session_id": -1}),
