@@ -25,7 +25,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 NonNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
-RequestId = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,128}$")]
+RequestId = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")]
 AnyObject = dict[str, Any]
 
 

@@ -55,6 +55,7 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [USER], "do_preprocess": False}, "do_preprocess is not supported"),
     (CHAT, {"messages": [USER], "chat_template_kwargs": {"messages": []}}, "may not set messages"),
     (CHAT, {"messages": [USER], "request_id": "a\r\nSet-Cookie: x"}, "request_id"),
+    (CHAT, {"messages": [USER], "request_id": "a\n"}, "request_id"),
     (CHAT, {"messages": [USER], "continue_final_message": True, "add_generation_prompt": True}, "exclude each other"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads text only"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "needs `text`"),
