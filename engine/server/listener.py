@@ -16,6 +16,7 @@ from engine.client import CoreClient
 log = logging.getLogger("engine")
 
 BACKLOG = 1024
+KEEPALIVE_S = 75.0  # for the next request's head to be whole: longer than proxies keep connections idle
 LINGERING_S = 1.0  # how long the rest of a refused body is still read, so that its client sees the answer
 FLUSH_S = 2.0  # for the last errors to reach their clients
 LEASE_CHECK_S = 0.1
@@ -65,6 +66,7 @@ class Listener:
             handler_cancellation=True,  # a client that goes away frees its request everywhere
             shutdown_timeout=drain_timeout + FLUSH_S,
             lingering_time=LINGERING_S,
+            keepalive_timeout=KEEPALIVE_S,
         )
 
     async def start(self, held: socket.socket, tls: ssl.SSLContext | None) -> None:

@@ -50,6 +50,7 @@ class Asked:
     """Sends a greedy completion as soon as it is made; `fields` are added to its body."""
 
     def __init__(self, url: str, prompt: list[int], *, stream: bool = True, **fields: Any) -> None:
+        self.prompt = prompt
         body = {"model": MODEL, "prompt": prompt, "temperature": 0, "return_token_ids": True, "stream": stream}
         self._body = json.dumps(body | {"ignore_eos": True} | fields)
         parts = urlsplit(url)
