@@ -275,8 +275,10 @@ async def test_the_openai_client_raises_that_error(proxy: ProxyProcess, engine: 
         asked.cut()
 
     engine.scripts[COMPLETIONS] = dying
-    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client:
-        stream = await client.completions.create(model="m", prompt="Hi", stream=True)
+    async with (
+        openai.AsyncOpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client,
+        await client.completions.create(model="m", prompt="Hi", stream=True) as stream,
+    ):
         with pytest.raises(openai.APIError, match="closed the connection"):
             async for _ in stream:
                 pass
