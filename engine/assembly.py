@@ -64,6 +64,8 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
     executor.attach(region.buffer[: layout.pool_bytes])
     executor.warm_up()
     model = _model_info(executor, layout)
+    if model.device != "cpu" and settings.role is not Role.HYBRID:
+        raise ValueError("no transport reads device memory yet: use --role hybrid on a GPU, or --device cpu")
     endpoints = {
         name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
     }

@@ -152,6 +152,11 @@ class CoreClient:
         """False once the core process has ended."""
         return self._process.returncode is None
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the core last told its figures. It does so every second, and after every longer step."""
+        return time.monotonic() - self._stats_at
+
     async def ended(self) -> int:
         """Waits for the core process to end; its exit code."""
         return await self._process.wait()
@@ -307,6 +312,7 @@ class CoreClient:
             case Ready():
                 self.model, self.incarnation = message.model, message.incarnation
                 self.control_address = message.control_address
+                self._stats_at = time.monotonic()
                 if not self._ready.done():
                     self._ready.set_result(None)
 

@@ -38,7 +38,7 @@ class EngineSettings(Settings):
         "auto", "of weights and KV; auto: bfloat16 where the processor computes in it, else float32", group="Model"
     )
     device: str = setting(
-        "auto", "auto, cpu or cuda", group="Model", pattern=r"^(auto|cpu|cuda(:\d+)?)$", unit="device"
+        "auto", "auto, cpu, cuda or cuda:N", group="Model", pattern=r"^(auto|cpu|cuda(:\d+)?)$", unit="device"
     )
     num_threads: int | None = setting(
         None, "of computation on a CPU; unset: one per core this process may use", group="Model", ge=1, unit="threads"

@@ -134,7 +134,7 @@ class Dispatcher:
         up = [node for node in nodes if node.up and node.url not in tried]
         if not up:
             raise Unavailable(f"No engine for {call.model or 'this model'} is up now", code="no_engine")
-        if call.shared and self._policy.disaggregate:
+        if call.shared and self._policy.disaggregate and not _hybrid_is_idler(up):
             shared = self._choose_shared(up, lease)
             if shared is not None:
                 return shared
@@ -276,3 +276,10 @@ class Dispatcher:
             node.failed(error)
             raise AttemptFailed(node, error) from None
         return exchange
+
+
+def _hybrid_is_idler(nodes: list[Node]) -> bool:
+    """Whether some hybrid engine has less to do than every decode engine; when they are even, the pair is chosen."""
+    hybrids = [node.unfinished for node in nodes if node.role is EngineRole.HYBRID]
+    decodes = [node.unfinished for node in nodes if node.role is EngineRole.DECODE]
+    return bool(hybrids and decodes) and min(hybrids) < min(decodes)

@@ -117,7 +117,7 @@ async def drop_link(node: Node, peer: str) -> None:
     try:
         await node.upstream.call("POST", "/distserve/p2p_drop_connect", body, timeout_s=DROP_DEADLINE_S)
     except TandemError as error:
-        log.info("%s was not told to drop %s: %s", node.url, peer, error.message)
+        log.debug("%s was not told to drop %s: %s", node.url, peer, error.message)
 
 
 def _is_ours(endpoints: list[TransferEndpoint]) -> bool:

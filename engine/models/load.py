@@ -46,14 +46,14 @@ def placement(dtype: str, device: str) -> Placement:
 
 
 def _device(device: str) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ModelLoadError(f"unknown device {device!r}: expected auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(
-            "device cuda was asked for, but torch sees none here: expected an NVIDIA GPU and CUDA's torch"
-        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ModelLoadError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
+    found = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= found:
+        raise ModelLoadError(f"device {device} was asked for, but torch sees {found} here: it needs CUDA's torch")
     return torch.device(device)
 
 

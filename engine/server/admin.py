@@ -16,11 +16,15 @@ from engine.observe.metrics import CONTENT_TYPE
 from engine.server.service import SERVICE, Service, version
 
 TERMINATE_DELAY_S: Final = 0.1  # for the reply to leave first
+MAX_SILENCE_S: Final = 30.0  # of the core; no step of a working engine takes so long
 
 
 async def health(request: web.Request) -> web.Response:
-    if not request.app[SERVICE].client.alive:
+    client = request.app[SERVICE].client
+    if not client.alive:
         raise Unavailable("The engine core has died")
+    if client.silent_s > MAX_SILENCE_S:
+        raise Unavailable(f"The engine core has said nothing for {client.silent_s:.0f} s: it hangs")
     return _json({"status": "ok"})
 
 

@@ -61,6 +61,7 @@ class FakeCore:
         self.incarnation = "one"
         self.stats: Stats | None = STATS
         self.alive = True
+        self.silent_s = 0.0
         self.gate: asyncio.Event | None = None
         self.requests: list[Request] = []
         self.aborted: list[str] = []
