@@ -168,10 +168,10 @@ def test_wrong_values_are_400_in_openais_shape(fields: dict[str, Any], door: str
     assert len(error["message"]) < 1000
 
 
-@pytest.mark.parametrize("messages", [[], [{}], [{"role": "user"}] * 0, "", [{"role": "user", "content": 5}], 7, None])
+@pytest.mark.parametrize("messages", [[], [{}], [{"role": "user", "content": 5}], [{"content": "x"}], 7, None])
 def test_wrong_messages_are_400(messages: Any, door: str) -> None:
     reply = _post(door, CHAT, _json(messages=messages))
-    assert reply.status in (400,) if messages != "" else reply.status in (200, 400)
+    assert (reply.status, reply.error()["type"]) == (400, "invalid_request_error")
 
 
 def test_a_whole_vocabulary_of_logit_bias_is_served(door: str) -> None:
@@ -225,7 +225,7 @@ def test_a_chunked_body_is_a_body(door: str) -> None:
         ("GET", "/v1/../../etc/passwd", 404),
         ("POST", "/v1/completion", 404),
         ("GET", "/%00", 404),
-        ("BREW", "/coffee", 404),
+        ("PATCH", "/coffee", 404),
     ],
 )
 def test_wrong_routes_and_methods_are_404_and_405(method: str, path: str, status: int | None, door: str) -> None:
