@@ -18,7 +18,10 @@ def take_of(sequence: Sequence) -> Take:
 
 
 class Source(Protocol):
-    """An engine whose pool we can read: one connected link."""
+    """An engine whose pool we read: one link, `connected` or being connected again."""
+
+    @property
+    def connected(self) -> bool: ...
 
     @property
     def incarnation(self) -> str: ...

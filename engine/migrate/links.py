@@ -190,8 +190,7 @@ class Links:
                 endpoint.expel(peer)
 
     def source_of(self, peer: str) -> Link | None:
-        link = self._links.get(peer)
-        return link if link is not None and link.connected else None
+        return self._links.get(peer)
 
     def send_to_reader(self, reader: str, message: FromOwner) -> bool:
         pairing = self._pairings.get(reader)

@@ -64,13 +64,15 @@ class Taking:
         return len(self._handoffs)
 
     def expect(self, sequence: Sequence) -> None:
-        """A request to take has come: it queues for blocks, or goes on alone when there is nobody to pull from."""
-        take = take_of(sequence)
+        """A request to take has come: it queues for blocks, or goes on alone when there is nobody to pull from. A
+        migration_request that names a stranger is refused; one that names a peer of ours that is gone is not, because
+        LMDeploy's proxy does not notice a prefill engine's restart."""
+        take, source = take_of(sequence), self._source_of(take_of(sequence).peer)
         sequence.status = Status.EXPECTED  # not the scheduler's yet
-        if self._source_of(take.peer) is not None:
+        if source is not None and source.connected:
             sequence.status = Status.RESERVING
             self._scheduler.add(sequence)
-        elif take.first_token is not None:
+        elif source is None and take.first_token is not None:
             self._refuse(
                 sequence, f"this engine is not connected to {take.peer}; POST /distserve/p2p_connect first", 400
             )
@@ -86,7 +88,7 @@ class Taking:
         if (take.peer, key) in self._handoffs:
             self._refuse(sequence, f"session {key.session} is already being taken; draw a new one", 409)
             return
-        if source is None or not self._slots:
+        if source is None or not source.connected or not self._slots:
             self._recompute(sequence)
             return
         handoff = Handoff(sequence, key, take.peer, source, self._slots.pop(), self._clock() + self._timeout_s)

@@ -98,6 +98,16 @@ def test_forged_migration_is_refused(session: int, first_token: int | None) -> N
     pair.assert_whole()
 
 
+def test_migration_from_a_peer_that_is_gone_is_computed_here() -> None:
+    """LMDeploy's proxy goes on with the link of a prefill engine that has restarted."""
+    pair = Pair()
+    pair.source.connected = False
+    taken = pair.take(7, PROMPT, 5, first_token=0)
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 5)
+    pair.assert_whole()
+
+
 def test_migration_from_a_stranger_is_refused() -> None:
     pair = Pair()
     del pair.decode.sources[PREFILL]

@@ -81,6 +81,7 @@ class ToySource:
 
     def __init__(self, reader: ToyEngine, owner: ToyEngine) -> None:
         self.reader, self.owner = reader, owner
+        self.connected = True
         self.incarnation = owner.incarnation
         self.layout = owner.layout
         self.pulls: deque[tuple[int, list[list[int]]]] = deque()

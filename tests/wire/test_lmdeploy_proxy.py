@@ -210,6 +210,24 @@ def test_a_prefill_that_nobody_fetches_is_freed_by_itself(lmdeploy: LMDeployClus
     lmdeploy.assert_whole(LEASE_S + SEEN_S)
 
 
+def test_a_restarted_prefill_engine_costs_no_answer(lmdeploy: LMDeployCluster, ours: openai.OpenAI) -> None:
+    """That proxy goes on with the link of the one before: decode computes prompts itself until it is paired anew."""
+    decode = lmdeploy.url("decode-1")
+    lmdeploy.kill("prefill-1")
+    lmdeploy.revive()
+    transferred = lmdeploy.engine_metric("decode-1", "transferred_tokens_total")
+    with lmdeploy.client() as client:
+        assert_equal(complete(client, "After a restart", stream=True), complete(ours, "After a restart", stream=True))
+        post(lmdeploy.proxy_url, "/nodes/remove", {"url": decode})
+        until(lambda: decode in nodes(lmdeploy.proxy_url), "the engine did not register again")
+        complete(client, "After another introduction", stream=False)
+    until(
+        lambda: lmdeploy.engine_metric("decode-1", "transferred_tokens_total") > transferred,
+        "decode has pulled nothing",
+    )
+    lmdeploy.assert_whole(LEASE_S + SEEN_S)  # what was prefilled in vain is left to expire
+
+
 def test_a_removed_decode_engine_comes_back_by_itself(
     cluster: LMDeployCluster, client: openai.OpenAI, ours: openai.OpenAI
 ) -> None:
