@@ -35,7 +35,8 @@ class Pace:
         """The longest chunk whose step ends within `seconds`, from MIN_CHUNK to `most` tokens."""
         if self.per_token_s == 0.0:
             return most
-        return max(min(MIN_CHUNK, most), min(most, int((seconds - self.base_s) / self.per_token_s)))
+        fits = min(most, (seconds - self.base_s) / self.per_token_s)  # may be infinite: no int before the bound
+        return max(min(MIN_CHUNK, most), int(fits))
 
 
 def _follow(average: float, value: float) -> float:

@@ -120,3 +120,10 @@ def test_kept_blocks_are_evicted_last_block_first() -> None:
     assert (pool.num_free, pool.num_kept) == (4, 3)
     pool.allocate(2)
     assert [pool.find(bytes([block])) for block in blocks] == [blocks[0], blocks[1], None]
+
+
+def test_any_wish_for_speed_makes_a_chunk() -> None:
+    """A client may ask for whatever a float can hold."""
+    pace = Pace()
+    pace.observe(100, 0.05)
+    assert [pace.tokens_within(seconds, 512) for seconds in (1e-308, 0.02, 1.7e305, 1.7e308)] == [16, 40, 512, 512]
