@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import _native
-from kernels.weight import Kind, PackedWeight
-
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
+from kernels.kinds import Floats, Indices, Kind
+from kernels.weight import PackedWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

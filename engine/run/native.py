@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.attention.metadata import Batch
@@ -15,8 +14,9 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder, DecoderLayer
 from kernels.decoder import BatchIndices, DecoderShape, KVPool, LayerWeights
 from kernels.decoder import Decoder as Kernel
+from kernels.kinds import Floats, Items, Kind
 from kernels.threads import set_threads
-from kernels.weight import Kind, Matrix, PackedWeight, pack_weight
+from kernels.weight import PackedWeight, pack_weight
 from kvtransfer.layout import KVLayout
 
 __all__ = ["NativeModel", "set_threads"]
@@ -94,23 +94,20 @@ def shape_of(config: ModelConfig) -> DecoderShape:
     )
 
 
-def _items(weight: Tensor) -> Matrix:
+def _items(weight: Tensor) -> Items:
     """NumPy has no bfloat16: its bits."""
-    if weight.dtype == torch.bfloat16:
-        bits: NDArray[np.uint16] = weight.view(torch.uint16).numpy()
-        return bits
-    items: NDArray[np.float32] | NDArray[np.float16] = weight.numpy()
+    items: Items = (weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight).numpy()
     return items
 
 
-def _floats(weight: Tensor) -> NDArray[np.float32]:
-    items: NDArray[np.float32] = weight.float().numpy()
+def _floats(weight: Tensor) -> Floats:
+    items: Floats = weight.float().numpy()
     return items
 
 
-def _norm(norm: RMSNorm | None) -> NDArray[np.float32] | None:
+def _norm(norm: RMSNorm | None) -> Floats | None:
     return None if norm is None else _floats(norm.weight)
 
 
-def _bias(linear: Linear) -> NDArray[np.float32] | None:
+def _bias(linear: Linear) -> Floats | None:
     return None if linear.bias is None else _floats(linear.bias)

@@ -1,8 +1,8 @@
-// Attention with the tiles of AMX, for bfloat16 caches: everything stands on its side.
+// Attention with the tiles of AMX, for bfloat16 caches.
 //
 // Scores are computed as keys × queriesᵀ, [keys][16 queries]: the cache's keys are tiles as they lie, and the softmax
-// over keys becomes plain arithmetic of rows, a lane to each query. Weighted values are summed as valuesᵀ × weights,
-// [dims][16 queries], for which only the values have to be turned, once for all queries of the piece.
+// over keys becomes plain arithmetic of rows, a lane to each query. The weights are turned for the sums, weights ×
+// values, [16 queries][dims]; the values are interleaved by pairs of tokens, once for all queries of the piece.
 #pragma once
 
 #include "attention_lanes.h"
@@ -12,8 +12,9 @@
 namespace tandem::TANDEM_ISA_NAMESPACE {
 
 constexpr int64_t tile_keys = 16;    // of keys × queriesᵀ
-constexpr int64_t tile_tokens = 32;  // of valuesᵀ × weights
-constexpr int64_t tile_dims = 32;    // of keys × queriesᵀ, two to a pair
+constexpr int64_t tile_tokens = 32;  // of weights × values
+constexpr int64_t tile_dims = 32;    // of keys × queriesᵀ; of weights × values in two tiles, one for each half line
+alignas(64) constexpr char no_values[1024] = {};  // of tokens past the end: what lies there may be anything, NaN too
 
 // Two to the x, for weights that become bfloat16: to within 1e-4. Nothing is added up that would not vanish beside 1.
 inline __m512 coarse_exp2(__m512 x) {
@@ -42,7 +43,7 @@ struct TileAttention {
     int64_t dims, rows, num_tiles;
     float score_to_power;  // scores are kept unscaled; this makes them exponents of two
     QueryTile tiles[most_piece_rows / tile_rows];
-    char *queries, *turned_values, *weights, *gathered;
+    char *queries, *values, *weights, *gathered;
     float *sums, *scores;
     const char* key_rows[key_step];  // the keys of the step, null past the end
 
@@ -58,7 +59,7 @@ struct TileAttention {
         weights = part(key_step / tile_tokens * tile_bytes);
         sums = reinterpret_cast<float*>(part(num_tiles * dims * tile_row_bytes));
         queries = part(num_tiles * dims / tile_dims * tile_bytes);
-        turned_values = part(dims * key_step * sizeof(BFloat16));
+        values = part(dims * key_step * sizeof(BFloat16));
         gathered = part(dims * key_step * sizeof(BFloat16));
     }
 
@@ -125,27 +126,39 @@ struct TileAttention {
         return to;
     }
 
-    // Of two tokens, 16 dims: [16 dims][2]. What lies past the end may be anything, NaN too, and is taken as 0.
-    __m512i value_pairs(int64_t token, int64_t dim) const {
-        const __m512i first = value_dims(token, dim), second = value_dims(token + 1, dim);
-        return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-    }
-    __m512i value_dims(int64_t token, int64_t dim) const {
-        if (key_rows[token] == nullptr) return _mm512_setzero_si512();
-        const char* const from = key_rows[token] + shape.side_bytes + dim * sizeof(BFloat16);
-        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const char* value_row(int64_t token) const {
+        return key_rows[token] == nullptr ? no_values : key_rows[token] + shape.side_bytes;
     }
 
-    // [64 tokens][dims] to tiles [dims / 16][2][16 dims][32 tokens].
-    void turn_values() {
-        for (int64_t tile = 0; tile < dims / tile_rows * 2; tile++) {
-            __m512i lines[tile_rows];
-            for (int64_t pair = 0; pair < tile_rows; pair++) {
-                lines[pair] = value_pairs(tile % 2 * tile_tokens + 2 * pair, tile / 2 * tile_rows);
+    // [64 tokens][dims] to tiles [2][dims / 16][16 pairs of tokens][16 dims][2]. Within each 32 dims the first tile gets
+    // four of every eight, as the processor interleaves them; `put` restores the order.
+    void interleave_values(int64_t num_token_tiles) {
+        for (int64_t pair = 0; pair < num_token_tiles * tile_rows; pair++) {
+            const char* const first = value_row(2 * pair);
+            const char* const second = value_row(2 * pair + 1);
+            char* to = values + pair / tile_rows * (dims / tile_rows) * tile_bytes + pair % tile_rows * tile_row_bytes;
+            for (int64_t offset = 0; offset < dims * 2; offset += tile_row_bytes, to += 2 * tile_bytes) {
+                const __m512i a = _mm512_loadu_si512(first + offset), b = _mm512_loadu_si512(second + offset);
+                _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
+                _mm512_store_si512(to + tile_bytes, _mm512_unpackhi_epi16(a, b));
             }
-            transpose(lines);
-            char* const to = turned_values + tile * tile_bytes;
-            for (int64_t dim = 0; dim < tile_rows; dim++) _mm512_store_si512(to + dim * tile_row_bytes, lines[dim]);
+        }
+    }
+
+    // Asked for while the step before is computed.
+    void prefetch_step(int64_t first) const {
+        const int64_t end = first + key_step < piece.end_key ? first + key_step : piece.end_key;
+        const int64_t row_bytes = dims * static_cast<int64_t>(sizeof(BFloat16));
+        for (int64_t token = first; token < end;) {
+            const int64_t offset = token & (shape.block_size - 1);
+            const int64_t run = shape.block_size - offset < end - token ? shape.block_size - offset : end - token;
+            const char* const keys =
+                piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes + offset * row_bytes;
+            for (int64_t byte = 0; byte < run * row_bytes; byte += tile_row_bytes) {
+                __builtin_prefetch(keys + byte);
+                __builtin_prefetch(keys + shape.side_bytes + byte);
+            }
+            token += run;
         }
     }
 
@@ -198,106 +211,139 @@ struct TileAttention {
         }
     }
 
-    // Scores become weights, two keys to a pair; what was summed before is scaled to the new largest score.
-    void weigh(int64_t index) {
+    // Scores become weights; what was summed before is scaled to the new largest score.
+    void weigh(int64_t index, int64_t num_token_tiles) {
         QueryTile& tile = tiles[index];
-        __m512 most[4] = {tile.largest, tile.largest, tile.largest, tile.largest};
-        for (int64_t i = 0; i < key_step; i++) most[i % 4] = _mm512_max_ps(most[i % 4], _mm512_load_ps(scores + i * tile_rows));
-        const __m512 now = _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
+        __m512 now = tile.largest, other = tile.largest;
+        for (int64_t i = 0; i < num_token_tiles * tile_tokens; i += 2) {
+            now = _mm512_max_ps(now, _mm512_load_ps(scores + i * tile_rows));
+            other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * tile_rows));
+        }
+        now = _mm512_max_ps(now, other);
         if (_mm512_cmp_ps_mask(now, tile.largest, _CMP_NEQ_UQ) != 0) rescale(index, now);
         const __m512 factor = _mm512_set1_ps(score_to_power), shift = _mm512_mul_ps(now, factor);
         __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-        for (int64_t i = 0; i < key_step; i += 2) {
-            const __m512 first = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + i * tile_rows), factor, shift));
-            const __m512 second =
-                coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * tile_rows), factor, shift));
-            even = _mm512_add_ps(even, first);
-            odd = _mm512_add_ps(odd, second);
-            _mm512_store_si512(weights + i / 2 * tile_row_bytes, paired(first, second));
+        for (int64_t part = 0; part < num_token_tiles; part++) {
+            const float* row = scores + part * tile_tokens * tile_rows;
+            __m512i pairs[tile_rows];
+            for (int64_t i = 0; i < tile_rows; i++, row += 2 * tile_rows) {
+                const __m512 first = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row), factor, shift));
+                const __m512 second = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row + tile_rows), factor, shift));
+                even = _mm512_add_ps(even, first);
+                odd = _mm512_add_ps(odd, second);
+                pairs[i] = paired(first, second);
+            }
+            transpose(pairs);  // to [16 queries][32 tokens]
+            char* const to = weights + part * tile_bytes;
+            for (int64_t i = 0; i < tile_rows; i++) _mm512_store_si512(to + i * tile_row_bytes, pairs[i]);
         }
         tile.weight_sum = _mm512_add_ps(tile.weight_sum, _mm512_add_ps(even, odd));
     }
 
+    // Each lane's two numbers as bfloat16, the first in the lower half.
     static __m512i paired(__m512 first, __m512 second) {
         const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
                                                      22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
         return _mm512_permutexvar_epi16(interleaved, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
     }
 
+    int64_t rows_of(int64_t index) const {
+        return rows - index * tile_rows < tile_rows ? rows - index * tile_rows : tile_rows;
+    }
+
     void rescale(int64_t index, __m512 now) {
         QueryTile& tile = tiles[index];
         const __m512 difference = _mm512_mul_ps(_mm512_sub_ps(tile.largest, now), _mm512_set1_ps(score_to_power));
         const __m512 factor = coarse_exp2(difference);
-        float* const tile_sums = sums + index * dims * tile_rows;
-        for (int64_t i = 0; i < dims * tile_rows; i += num_lanes) {
-            _mm512_store_ps(tile_sums + i, _mm512_mul_ps(_mm512_load_ps(tile_sums + i), factor));
+        alignas(64) float factors[tile_rows];
+        _mm512_store_ps(factors, factor);
+        for (int64_t row = 0; row < rows_of(index); row++) {
+            const __m512 row_factor = _mm512_set1_ps(factors[row]);
+            float* to = sums + index * dims * tile_rows + row * tile_rows;
+            for (int64_t i = 0; i < dims / tile_rows; i++, to += tile_rows * tile_rows) {
+                _mm512_store_ps(to, _mm512_mul_ps(_mm512_load_ps(to), row_factor));
+            }
         }
         tile.weight_sum = _mm512_mul_ps(tile.weight_sum, factor);
         tile.largest = now;
     }
 
+    // Sums lie in tiles [dims / 16][16 queries][16 dims], dims in the order of the values.
     void add_values(int64_t index, int64_t num_token_tiles) {
+        constexpr int64_t sum_tile = tile_rows * tile_rows;
         TANDEM_TILE_LOAD(4, weights, tile_row_bytes);
-        TANDEM_TILE_LOAD(5, weights + tile_bytes, tile_row_bytes);
-        for (int64_t dim = 0; dim < dims; dim += 2 * tile_rows) {
+        if (num_token_tiles > 1) TANDEM_TILE_LOAD(5, weights + tile_bytes, tile_row_bytes);
+        const char* const later = values + dims / tile_rows * tile_bytes;
+        for (int64_t dim = 0; dim < dims; dim += tile_dims) {
             float* const to = sums + (index * dims + dim) * tile_rows;
-            const char* const values = turned_values + dim / tile_rows * 2 * tile_bytes;
+            const int64_t offset = dim / tile_rows * tile_bytes;
             TANDEM_TILE_LOAD(0, to, tile_row_bytes);
-            TANDEM_TILE_LOAD(6, values, tile_row_bytes);
-            TANDEM_TILE_PRODUCT(0, 6, 4);
-            TANDEM_TILE_LOAD(1, to + tile_rows * tile_rows, tile_row_bytes);
-            TANDEM_TILE_LOAD(7, values + 2 * tile_bytes, tile_row_bytes);
-            TANDEM_TILE_PRODUCT(1, 7, 4);
+            TANDEM_TILE_LOAD(6, values + offset, tile_row_bytes);
+            TANDEM_TILE_PRODUCT(0, 4, 6);
+            TANDEM_TILE_LOAD(1, to + sum_tile, tile_row_bytes);
+            TANDEM_TILE_LOAD(7, values + offset + tile_bytes, tile_row_bytes);
+            TANDEM_TILE_PRODUCT(1, 4, 7);
             if (num_token_tiles > 1) {
-                TANDEM_TILE_LOAD(6, values + tile_bytes, tile_row_bytes);
-                TANDEM_TILE_PRODUCT(0, 6, 5);
-                TANDEM_TILE_LOAD(7, values + 3 * tile_bytes, tile_row_bytes);
-                TANDEM_TILE_PRODUCT(1, 7, 5);
+                TANDEM_TILE_LOAD(6, later + offset, tile_row_bytes);
+                TANDEM_TILE_PRODUCT(0, 5, 6);
+                TANDEM_TILE_LOAD(7, later + offset + tile_bytes, tile_row_bytes);
+                TANDEM_TILE_PRODUCT(1, 5, 7);
             }
             TANDEM_TILE_STORE(0, to, tile_row_bytes);
-            TANDEM_TILE_STORE(1, to + tile_rows * tile_rows, tile_row_bytes);
+            TANDEM_TILE_STORE(1, to + sum_tile, tile_row_bytes);
         }
     }
 
     void step(int64_t first) {
         const int64_t count = piece.end_key - first < key_step ? piece.end_key - first : key_step;
         const int64_t num_key_tiles = (count + tile_keys - 1) / tile_keys;
+        const int64_t num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
         find_keys(first);
+        prefetch_step(first + key_step);
         const char* keys[key_step / tile_keys];
         for (int64_t i = 0; i < num_key_tiles; i++) keys[i] = keys_of_tile(i * tile_keys);
-        turn_values();
+        interleave_values(num_token_tiles);
         for (int64_t index = 0; index < num_tiles; index++) {
             if (sees_none(tiles[index], first)) continue;
             score(index, keys, num_key_tiles);
             if (shape.soft_cap > 0) cap_scores();
             if (!sees_all(tiles[index], first)) hide_unseen(tiles[index], first);
-            weigh(index);
-            add_values(index, (count + tile_tokens - 1) / tile_tokens);
+            weigh(index, num_token_tiles);
+            add_values(index, num_token_tiles);
         }
     }
 
     void run() {
+        prefetch_step(piece.first_key);
         for (int64_t index = 0; index < num_tiles; index++) start_tile(index);
         for (int64_t first = piece.first_key; first < piece.end_key; first += key_step) step(first);
         for (int64_t index = 0; index < num_tiles; index++) end_tile(index);
     }
 
     void end_tile(int64_t index) {
-        const QueryTile& tile = tiles[index];
-        const bool whole = piece.part == nullptr;
-        const __m512 factor = whole ? _mm512_div_ps(_mm512_set1_ps(1), tile.weight_sum) : _mm512_set1_ps(1);
-        for (int64_t dim = 0; dim < dims; dim += tile_rows) {
-            __m512i lines[tile_rows];
-            const float* const from = sums + (index * dims + dim) * tile_rows;
-            for (int64_t i = 0; i < tile_rows; i++) {
-                lines[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + i * tile_rows), factor));
-            }
-            transpose(lines);  // [16 queries][16 dims]
-            for (int64_t lane = 0; lane < tile_rows && index * tile_rows + lane < rows; lane++) {
-                put(index * tile_rows + lane, dim, {_mm512_castsi512_ps(lines[lane])});
-            }
+        alignas(64) float largest_scores[tile_rows], weight_sums[tile_rows];
+        _mm512_store_ps(largest_scores, _mm512_mul_ps(tiles[index].largest, _mm512_set1_ps(shape.scale)));
+        _mm512_store_ps(weight_sums, tiles[index].weight_sum);
+        for (int64_t lane = 0; lane < rows_of(index); lane++) {
+            const int64_t row = index * tile_rows + lane;
+            const float* const from = sums + index * dims * tile_rows + lane * tile_rows;
+            put_row(row, from, piece.part == nullptr ? 1.0f / weight_sums[lane] : 1.0f);
+            if (piece.part == nullptr) continue;
+            float* const to = piece.part + row * (2 + dims);
+            to[0] = largest_scores[lane];
+            to[1] = weight_sums[lane];
         }
-        if (!whole) keep_part_heads(index);
+    }
+
+    void put_row(int64_t row, const float* from, float factor) const {
+        const __m512i first_half = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+        const __m512i second_half = _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
+        for (int64_t dim = 0; dim < dims; dim += tile_dims, from += 2 * tile_rows * tile_rows) {
+            const __m512 low = _mm512_mul_ps(_mm512_load_ps(from), _mm512_set1_ps(factor));
+            const __m512 high = _mm512_mul_ps(_mm512_load_ps(from + tile_rows * tile_rows), _mm512_set1_ps(factor));
+            put(row, dim, {_mm512_permutex2var_ps(low, first_half, high)});
+            put(row, dim + num_lanes, {_mm512_permutex2var_ps(low, second_half, high)});
+        }
     }
 
     void put(int64_t row, int64_t dim, Lanes items) const {
@@ -305,17 +351,6 @@ struct TileAttention {
         const int64_t place = row / shape.share * shape.output_stride + row % shape.share * dims + dim;
         if (shape.output_kind == Kind::bfloat16) return store(static_cast<BFloat16*>(piece.output) + place, items);
         store(static_cast<float*>(piece.output) + place, items);
-    }
-
-    void keep_part_heads(int64_t index) const {
-        float largest_scores[tile_rows], weight_sums[tile_rows];
-        _mm512_storeu_ps(largest_scores, _mm512_mul_ps(tiles[index].largest, _mm512_set1_ps(shape.scale)));
-        _mm512_storeu_ps(weight_sums, tiles[index].weight_sum);
-        for (int64_t lane = 0; lane < tile_rows && index * tile_rows + lane < rows; lane++) {
-            float* const to = piece.part + (index * tile_rows + lane) * (2 + dims);
-            to[0] = largest_scores[lane];
-            to[1] = weight_sums[lane];
-        }
     }
 };
 

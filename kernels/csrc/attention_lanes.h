@@ -123,15 +123,12 @@ struct LanesAttention {
     // Scores become weights; what was summed before is scaled to the new largest score.
     void weigh_row(int64_t row, Seen seen) {
         float* const to = scores + row * key_step;
+        for (int64_t i = 0; i < key_step; i += num_lanes) store(to + i, soft_capped(load(to + i), shape.soft_cap));
         for (int64_t i = 0; i < key_step; i++) {
             if (i < seen.begin || i >= seen.end) to[i] = -__builtin_inff();
         }
         Lanes most = all(largest_score[row]);
-        for (int64_t i = 0; i < key_step; i += num_lanes) {
-            const Lanes capped = soft_capped(load(to + i), shape.soft_cap);
-            store(to + i, capped);
-            most = max(most, capped);
-        }
+        for (int64_t i = 0; i < key_step; i += num_lanes) most = max(most, load(to + i));
         const float now_largest = tandem::TANDEM_ISA_NAMESPACE::largest(most);
         Lanes weights = all(0);
         for (int64_t i = 0; i < key_step; i += num_lanes) {

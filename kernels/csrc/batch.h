@@ -1,29 +1,27 @@
-// A checked batch, and how its attention is cut into pieces of work.
+// One step's tokens, and where in the pool each has its keys and values.
 #pragma once
 
-#include <vector>
-
-#include "decoder.h"
+#include "pool.h"
 
 namespace tandem {
 
-// Throws std::out_of_range when the batch points outside the pool, the vocabulary or itself.
-void check_batch(const DecoderBatch& batch, const Pool& pool, int64_t vocab_size);
-
-// Tokens [first_token, first_token + num_tokens) of the batch, of one row, with one key-value head; of one token with a
-// long context perhaps a part of the keys only.
-struct Piece {
-    int64_t row;
-    int64_t kv_head;
-    int64_t first_token;
+// One step's tokens. Row i's are [starts[i], starts[i + 1]), the last of the `lengths[i]` that its sequence then has.
+struct Batch {
+    const int64_t* tokens;  // [num_tokens]
     int64_t num_tokens;
-    int64_t first_position;
-    int64_t part;       // which of num_parts
-    int64_t num_parts;  // of the token's keys
-    int64_t cost;       // keys times queries, about
+    const int64_t* starts;   // [num_rows + 1]
+    const int64_t* lengths;  // [num_rows]
+    int64_t num_rows;
+    const int64_t* block_tables;  // [num_rows, table_length]
+    int64_t table_length;
+    const int64_t* sampled;  // [num_sampled]: tokens whose logits are wanted
+    int64_t num_sampled;
+
+    int64_t num_new(int64_t row) const { return starts[row + 1] - starts[row]; }
+    const int64_t* blocks(int64_t row) const { return block_tables + row * table_length; }
 };
 
-// The longest first, so that no thread begins a long one when the others are done.
-std::vector<Piece> attention_pieces(const DecoderBatch& batch, int64_t num_kv_heads, int64_t share, int num_threads);
+// Throws std::out_of_range when the batch points outside the pool, the vocabulary or itself.
+void check_batch(const Batch& batch, const Pool& pool, int64_t vocab_size);
 
 }  // namespace tandem

@@ -35,7 +35,7 @@ Memory allocate(const std::vector<Wish>& wishes, int64_t num_rows) {
 
 }  // namespace
 
-void Buffers::fit(const DecoderShape& shape, Kind kind, const DecoderBatch& batch, int64_t part_floats) {
+void Buffers::fit(const DecoderShape& shape, Kind kind, const Batch& batch, int64_t part_floats) {
     fit_tokens(shape, kind, rounded_up(batch.num_tokens, block_rows));
     fit_sampled(shape, kind, rounded_up(batch.num_sampled, block_rows));
     fit_parts(part_floats);

@@ -1,7 +1,9 @@
 // What a forward writes besides the pool: grown when a batch is larger than any before, and kept.
 #pragma once
 
+#include "attention.h"
 #include "decoder.h"
+#include "memory.h"
 
 namespace tandem {
 
@@ -29,7 +31,7 @@ struct Buffers {
     char* scratch = nullptr;   // [threads][scratch_bytes]
     int64_t scratch_bytes = 0;
 
-    void fit(const DecoderShape& shape, Kind kind, const DecoderBatch& batch, int64_t part_floats);
+    void fit(const DecoderShape& shape, Kind kind, const Batch& batch, int64_t part_floats);
 
    private:
     void fit_tokens(const DecoderShape& shape, Kind kind, int64_t num_tokens);

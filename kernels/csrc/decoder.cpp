@@ -3,7 +3,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "batch.h"
 #include "buffers.h"
 #include "pass.h"
 
@@ -98,7 +97,7 @@ Decoder::Decoder(DecoderModel model) : model_(checked(std::move(model))), buffer
 
 Decoder::~Decoder() = default;
 
-Logits Decoder::forward(const DecoderBatch& batch, const Pool& pool) {
+Logits Decoder::forward(const Batch& batch, const Pool& pool) {
     check_pool(pool, model_);
     check_batch(batch, pool, model_.shape.vocab_size);
     Pass(model_, batch, pool, *buffers_).run();

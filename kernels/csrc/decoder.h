@@ -5,8 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention.h"
-#include "memory.h"
+#include "batch.h"
 #include "pool.h"
 #include "weight.h"
 
@@ -49,19 +48,6 @@ struct DecoderModel {
     Kind input_kind() const { return head->input_kind(); }
 };
 
-// One step's tokens. Row i's are [starts[i], starts[i + 1]), the last of the `lengths[i]` that its sequence then has.
-struct DecoderBatch {
-    const int64_t* tokens;  // [num_tokens]
-    int64_t num_tokens;
-    const int64_t* starts;   // [num_rows + 1]
-    const int64_t* lengths;  // [num_rows]
-    int64_t num_rows;
-    const int64_t* block_tables;  // [num_rows, table_length]
-    int64_t table_length;
-    const int64_t* sampled;  // [num_sampled]: tokens whose logits are wanted
-    int64_t num_sampled;
-};
-
 struct Logits {
     float* items;    // [num_sampled, vocab_size], rows `stride` apart
     int64_t stride;  // floats
@@ -78,7 +64,7 @@ class Decoder {
     // Stores the batch's keys and values in the pool. The logits stay valid until the next call. Throws
     // std::out_of_range, having done nothing, when an index lies outside what it points into, and
     // std::invalid_argument for a pool of another shape than the model's. One call at a time.
-    Logits forward(const DecoderBatch& batch, const Pool& pool);
+    Logits forward(const Batch& batch, const Pool& pool);
 
     const DecoderShape& shape() const { return model_.shape; }
     int64_t num_bytes() const;  // of weights

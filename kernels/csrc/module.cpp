@@ -5,6 +5,7 @@
 #include "copy.h"
 #include "isa.h"
 #include "module_decoder.h"
+#include "module_kernels.h"
 
 namespace nb = nanobind;
 
@@ -31,5 +32,6 @@ NB_MODULE(_native, module) {
     module.def("copy_ranges", &copy_ranges, nb::arg("source").noconvert(),
                nb::arg("destination").noconvert(), nb::arg("copies").noconvert());
     module.def("isa", [] { return tandem::name(tandem::isa()); });
+    bind_kernels(module);
     bind_decoder(module);
 }

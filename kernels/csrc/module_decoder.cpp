@@ -82,7 +82,7 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(nb::handle self, Indices toke
     const int64_t num_rows = static_cast<int64_t>(lengths.size());
     agree(static_cast<int64_t>(starts.size()), num_rows + 1, "the number of starts");
     agree(static_cast<int64_t>(block_tables.shape(0)), num_rows, "the number of block tables");
-    const DecoderBatch batch = {tokens.data(),
+    const Batch batch = {tokens.data(),
                                 static_cast<int64_t>(tokens.size()),
                                 starts.data(),
                                 lengths.data(),

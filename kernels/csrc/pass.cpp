@@ -12,27 +12,11 @@ constexpr int64_t input_bytes_at_once = 1 << 20;  // half of a core's second-lev
 constexpr int64_t tokens_at_once = 8;
 constexpr int64_t tokens_alone = 8;  // normalised by one thread in less time than a meeting takes
 
-// So many pieces for the same token and head that each needs a place of its own.
-std::vector<Piece> first_parts(const std::vector<Piece>& pieces) {
-    std::vector<Piece> found;
-    for (const Piece& piece : pieces) {
-        if (piece.num_parts > 1 && piece.part == 0) found.push_back(piece);
-    }
-    return found;
-}
-
-// Each head of each row has room for as many parts as the longest row needs.
-int64_t most_parts(const std::vector<Piece>& pieces) {
-    int64_t most = 1;
-    for (const Piece& piece : pieces) most = std::max(most, piece.num_parts);
-    return most;
-}
-
 const float* pointer(const Vector& vector) { return vector.empty() ? nullptr : vector.data(); }
 
 }  // namespace
 
-Pass::Pass(const DecoderModel& model, const DecoderBatch& batch, const Pool& pool, Buffers& buffers)
+Pass::Pass(const DecoderModel& model, const Batch& batch, const Pool& pool, Buffers& buffers)
     : model_(model),
       shape_(model.shape),
       batch_(batch),
@@ -40,21 +24,8 @@ Pass::Pass(const DecoderModel& model, const DecoderBatch& batch, const Pool& poo
       buffers_(buffers),
       kernels_(kernels()),
       kind_(model.input_kind()),
-      share_(shape_.num_heads / shape_.num_kv_heads),
-      pieces_(attention_pieces(batch, shape_.num_kv_heads, share_, Threads::shared().size())),
-      merged_(first_parts(pieces_)),
-      positions_(batch.num_tokens),
-      row_of_token_(batch.num_tokens),
-      stored_first_(!merged_.empty() || batch.num_tokens > batch.num_rows) {
-    for (int64_t row = 0; row < batch.num_rows; row++) {
-        for (int64_t token = batch.starts[row]; token < batch.starts[row + 1]; token++) {
-            positions_[token] = batch.lengths[row] - (batch.starts[row + 1] - token);
-            row_of_token_[token] = row;
-        }
-    }
-    max_parts_ = most_parts(pieces_);
-    const int64_t part_rows = merged_.empty() ? 0 : batch.num_rows * shape_.num_heads * max_parts_;
-    buffers_.fit(shape_, kind_, batch, part_rows * (2 + shape_.head_dim));
+      plan_(batch, pool, shape_.num_heads, Threads::shared().size()) {
+    buffers_.fit(shape_, kind_, batch, plan_.part_floats());
 }
 
 void Pass::run() {
@@ -93,17 +64,18 @@ void Pass::run_layer(Team& team, int member, int64_t layer) {
 }
 
 void Pass::run_attention(Team& team, int member, int64_t layer) {
-    if (stored_first_) {
+    if (!plan_.each_alone()) {
         team.meet(num_token_groups());
         each_token(team, member, [&](int64_t token) {
             for (int64_t head = 0; head < shape_.num_kv_heads; head++) prepare(layer, token, head);
         });
     }
-    team.meet(static_cast<int64_t>(pieces_.size()));
-    each_piece(team, member, [&](int64_t piece) { attend(layer, pieces_[piece], member); });
-    if (merged_.empty()) return;
-    team.meet(static_cast<int64_t>(merged_.size()));
-    each_piece(team, member, [&](int64_t piece) { merge(layer, merged_[piece]); });
+    team.meet(static_cast<int64_t>(plan_.pieces().size()));
+    each_piece(team, member, [&](int64_t piece) { attend(layer, plan_.pieces()[piece], member); });
+    if (plan_.merges().empty()) return;
+    team.meet(static_cast<int64_t>(plan_.merges().size()));
+    each_piece(team, member,
+               [this](int64_t piece) { plan_.merge(plan_.merges()[piece], attended(), buffers_.parts); });
 }
 
 int64_t Pass::num_token_groups() const { return (batch_.num_tokens + tokens_at_once - 1) / tokens_at_once; }
@@ -125,7 +97,7 @@ void Pass::start_token(int64_t token) {
     const int64_t half = shape_.head_dim / 2;
     float* const turns = buffers_.turns.floats(token);
     for (int64_t i = 0; i < half; i++) {
-        const float angle = static_cast<float>(positions_[token]) * shape_.frequencies[i];
+        const float angle = static_cast<float>(plan_.position(token)) * shape_.frequencies[i];
         turns[i] = std::cos(angle) * shape_.rotary_scale;
         turns[half + i] = std::sin(angle) * shape_.rotary_scale;
     }
@@ -157,15 +129,13 @@ void Pass::normalise_sampled() {
 // Norms and turns the heads of one share, and stores its keys and values.
 void Pass::prepare(int64_t layer, int64_t token, int64_t kv_head) {
     const DecoderLayer& weights = model_.layers[layer];
-    for (int64_t i = 0; i < share_; i++) turn_head(weights.query_norm, token, query_head(token, kv_head * share_ + i));
-    float* const key = query_head(token, shape_.num_heads + kv_head);
-    const float* const value = query_head(token, shape_.num_heads + shape_.num_kv_heads + kv_head);
+    const int64_t share = shape_.num_heads / shape_.num_kv_heads;
+    for (int64_t i = 0; i < share; i++) turn_head(weights.query_norm, token, head_of(token, kv_head * share + i));
+    float* const key = head_of(token, shape_.num_heads + kv_head);
     turn_head(weights.key_norm, token, key);
-    const int64_t position = positions_[token];
-    const int64_t* const table = batch_.block_tables + row_of_token_[token] * batch_.table_length;
-    char* const place = pool_.keys(layer, kv_head) + table[position / pool_.block_size] * pool_.block_bytes() +
-                        position % pool_.block_size * pool_.row_bytes();
+    char* const place = plan_.place(token, layer, kv_head);
     kernels_.narrow(key, shape_.head_dim, pool_.kind, place);
+    const float* const value = head_of(token, shape_.num_heads + shape_.num_kv_heads + kv_head);
     kernels_.narrow(value, shape_.head_dim, pool_.kind, place + pool_.side_bytes());
 }
 
@@ -179,24 +149,9 @@ void Pass::turn_head(const Vector& norm, int64_t token, float* head) {
 }
 
 void Pass::attend(int64_t layer, const Piece& piece, int member) {
-    if (!stored_first_) prepare(layer, piece.first_token, piece.kv_head);
-    const AttentionShape shape = attention_shape(layer);
-    const int64_t end = piece.first_position + piece.num_tokens;
-    const int64_t part_keys = rounded_up((end + piece.num_parts - 1) / piece.num_parts, key_step);
-    const int64_t seen_from = shape.window > 0 ? std::max<int64_t>(end - piece.num_tokens + 1 - shape.window, 0) : 0;
-    const int64_t first_key = std::max(seen_from / key_step * key_step, piece.part * part_keys);
-    const int64_t head = piece.kv_head * share_;
-    kernels_.attend(shape,
-                    {query_head(piece.first_token, head), output_head(piece.first_token, head),
-                     pool_.keys(layer, piece.kv_head), batch_.block_tables + piece.row * batch_.table_length,
-                     piece.first_position, piece.num_tokens, first_key, std::min(end, (piece.part + 1) * part_keys),
-                     piece.num_parts > 1 ? part_of(piece) : nullptr},
-                    buffers_.scratch + member * buffers_.scratch_bytes);
-}
-
-void Pass::merge(int64_t layer, const Piece& piece) {
-    merge_parts(attention_shape(layer), part_of(piece), piece.num_parts,
-                output_head(piece.first_token, piece.kv_head * share_));
+    if (plan_.each_alone()) prepare(layer, piece.first_token, piece.kv_head);
+    plan_.attend(piece, layer, {shape_.score_scale, shape_.score_soft_cap, shape_.windows[layer]}, queries(),
+                 attended(), buffers_.parts, buffers_.scratch + member * buffers_.scratch_bytes);
 }
 
 void Pass::cap_logits(int64_t row) {
@@ -206,32 +161,14 @@ void Pass::cap_logits(int64_t row) {
     }
 }
 
-AttentionShape Pass::attention_shape(int64_t layer) const {
-    return {shape_.head_dim,
-            share_,
-            pool_.block_size,
-            pool_.block_bytes(),
-            pool_.side_bytes(),
-            pool_.kind,
-            buffers_.qkv.stride(Kind::float32),
-            kind_,
-            buffers_.attended.stride(kind_),
-            shape_.score_scale,
-            shape_.score_soft_cap,
-            shape_.windows[layer]};
+HeadRows Pass::queries() const {
+    return {buffers_.qkv.items, Kind::float32, buffers_.qkv.stride(Kind::float32)};
 }
 
-float* Pass::part_of(const Piece& piece) const {
-    const int64_t place = (piece.row * shape_.num_kv_heads + piece.kv_head) * max_parts_ + piece.part;
-    return buffers_.parts + place * share_ * (2 + shape_.head_dim);
-}
+HeadRows Pass::attended() const { return {buffers_.attended.items, kind_, buffers_.attended.stride(kind_)}; }
 
-float* Pass::query_head(int64_t token, int64_t head) const {
+float* Pass::head_of(int64_t token, int64_t head) const {
     return buffers_.qkv.floats(token) + head * shape_.head_dim;
-}
-
-char* Pass::output_head(int64_t token, int64_t head) const {
-    return buffers_.attended.row(token) + head * shape_.head_dim * static_cast<int64_t>(item_bytes(kind_));
 }
 
 Pass::Product Pass::qkv_product(int64_t layer) const {

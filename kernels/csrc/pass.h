@@ -1,19 +1,17 @@
 // One forward of a decoder: what every thread does, phase after phase, and where the phases meet.
 #pragma once
 
-#include <vector>
-
-#include "batch.h"
 #include "buffers.h"
 #include "decoder.h"
 #include "kernels.h"
+#include "plan.h"
 #include "threads.h"
 
 namespace tandem {
 
 class Pass {
    public:
-    Pass(const DecoderModel& model, const DecoderBatch& batch, const Pool& pool, Buffers& buffers);
+    Pass(const DecoderModel& model, const Batch& batch, const Pool& pool, Buffers& buffers);
     void run();
 
    private:
@@ -39,7 +37,6 @@ class Pass {
     void prepare(int64_t layer, int64_t token, int64_t kv_head);
     void turn_head(const Vector& norm, int64_t token, float* head);
     void attend(int64_t layer, const Piece& piece, int member);
-    void merge(int64_t layer, const Piece& piece);
     void cap_logits(int64_t row);
 
     Product qkv_product(int64_t layer) const;
@@ -47,10 +44,9 @@ class Pass {
     Product gate_up_product(int64_t layer) const;
     Product down_product(int64_t layer) const;
     Product head_product() const;
-    AttentionShape attention_shape(int64_t layer) const;
-    float* part_of(const Piece& piece) const;
-    float* query_head(int64_t token, int64_t head) const;
-    char* output_head(int64_t token, int64_t head) const;
+    HeadRows queries() const;
+    HeadRows attended() const;
+    float* head_of(int64_t token, int64_t head) const;  // query heads, then key heads, then value heads
 
     template <class Function>
     void each_piece(Team& team, int member, Function function) {
@@ -63,17 +59,12 @@ class Pass {
 
     const DecoderModel& model_;
     const DecoderShape& shape_;
-    const DecoderBatch& batch_;
+    const Batch& batch_;
     const Pool& pool_;
     Buffers& buffers_;
     const Kernels& kernels_;
-    const Kind kind_;                  // of the products' inputs
-    const int64_t share_;              // query heads to a key-value head
-    std::vector<Piece> pieces_;        // of attention
-    std::vector<Piece> merged_;        // the first part of each piece that is in parts
-    std::vector<int64_t> positions_, row_of_token_;
-    int64_t max_parts_;
-    bool stored_first_;                // all keys and values are stored before any are read
+    const Kind kind_;  // of the products' inputs
+    const AttentionPlan plan_;
 };
 
 }  // namespace tandem

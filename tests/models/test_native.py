@@ -1,4 +1,4 @@
-"""The native decoder is the torch decoder: every family, every cut of a prompt, every instruction set of this machine."""
+"""The native decoder is the torch decoder: every family, every cut of a prompt, every instruction set found here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +31,8 @@ if not cpu.NATIVE:
 
 from engine.run.native import NativeModel, set_threads
 
-TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32, sums in another order; logits are of the order of 1
-COARSE = {"rtol": 0.1, "atol": 0.25}  # bfloat16 keeps 8 bits, and the two round in different places
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}  # float32, sums in another order; logits are of the order of 1
+COARSE: dict[str, Any] = {"rtol": 0.1, "atol": 0.25}  # bfloat16 keeps 8 bits, and the two round in different places
 PROMPT = [token * 31 % VOCAB_SIZE for token in range(150)]
 TEXT = [504, 2380, 282, 260, 905, 314, 260, 1379, 282, 1205, 1957, 28, 429, 260, 9036, 701, 288, 260, 1438, 1194]
 
@@ -114,7 +116,7 @@ def test_a_mixed_batch_is_the_same_as_one_by_one(checkpoints: Path, name: str) -
 def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, len(PROMPT)))
     cuts = sorted(data.draw(st.sets(st.integers(1, length), max_size=6)) | {0, length})
-    chunks = [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+    chunks = [end - start for start, end in pairwise(cuts)]
     forward = native(checkpoints / windowed, block_size=data.draw(st.sampled_from([1, 4, 16])))
     set_threads(data.draw(st.integers(1, 3)))
     assert_close(forward.in_chunks(PROMPT[:length], chunks), expected(checkpoints / windowed, length), **TOLERANCE)
