@@ -84,7 +84,7 @@ def verify_owner(claimed: bytes, expected: bytes) -> None:
 def _parse(encoded: bytes, transport: str) -> Hello:
     try:
         hello = msgspec.msgpack.decode(encoded, type=Hello)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HandshakeError(f"no hello: {error}") from None
     if hello.version != VERSION or hello.transport != transport or len(hello.nonce) != NONCE_BYTES:
         raise HandshakeError(f"a hello for {hello.transport!r} version {hello.version}")

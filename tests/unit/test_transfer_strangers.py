@@ -139,6 +139,7 @@ def test_a_readmitted_peer_needs_the_new_secret(owner: Reader) -> None:
         b"\x00\x00",
         b"\x00\x10" + os.urandom(16),
         hello("pigeon"),
+        hello("pigeon").replace(b"pigeon", b"\xff\xfe\xfd\xfc\xfb\xfa"),  # not UTF-8
         hello("shm", version=2) + hello("tcp", version=2),
         hello("tcp", nonce=b"short"),
         hello("shm", nonce=b"short"),
