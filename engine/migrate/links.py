@@ -355,5 +355,6 @@ def _configure(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RCVHWM, CONTROL_QUEUE)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)  # a peer that was frozen is tried afresh, a silent stranger is let go
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)

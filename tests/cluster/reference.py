@@ -36,9 +36,17 @@ class Reference:
         self._model.model.rotary_emb = type(self._model.model.rotary_emb)(shape)  # no weights, so still on meta
         self._model.eval()
 
-    @torch.inference_mode()
     def greedy(self, prompt: list[int], count: int) -> list[int]:
-        """The next `count` tokens, whatever they are."""
+        """The next `count` tokens, whatever they are. With one thread: more would fight the engines for the cores."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._greedy(prompt, count)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def _greedy(self, prompt: list[int], count: int) -> list[int]:
         found: list[int] = []
         known, cache = torch.tensor([prompt]), None
         while len(found) < count:

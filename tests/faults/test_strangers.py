@@ -69,7 +69,7 @@ def test_a_forged_migration_is_a_400_and_nothing_else_changes(changes: dict[str,
     body = {"model": cluster.model, "prompt": "Hello", "migration_request": _migration(cluster, **changes)}
     status, reply = _post(cluster.url("decode-1"), "/v1/completions", body)
     assert status == 400
-    assert "migration_request" in reply["error"]["message"] or "remote" in reply["error"]["message"]
+    assert reply["error"]["type"] == "invalid_request_error"
 
 
 def test_a_session_is_taken_once(cluster: LocalCluster) -> None:
@@ -177,11 +177,11 @@ async def test_a_reader_that_asks_for_what_it_may_not_is_closed_on(
                 assert await loop.sock_recv(sock, 100) == b""
 
 
-def test_garbage_on_the_control_port_is_dropped(offer: Offer) -> None:
+@pytest.mark.parametrize("said", [b"", b"\xff" * 10_000, bytes(10_000), b"\xff" + bytes(8) + b"\x7f\x03"], ids=len)
+def test_garbage_on_the_control_port_is_closed_on(said: bytes, offer: Offer) -> None:
     host, port = offer.zmq_address.removeprefix("tcp://").split(":")
-    for said in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 10_000, bytes(10_000)):
-        with socket.create_connection((host, int(port)), timeout=CLOSED_S) as sock:
-            _end(sock, said)
+    with socket.create_connection((host, int(port)), timeout=CLOSED_S) as sock:
+        _end(sock, said)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["stranger", "peer"])
