@@ -146,7 +146,7 @@ class Exchange:
     def resume(self) -> None:
         self.paused = False
         if self.connection is not None:
-            self.connection.transport.resume_reading()
+            self.connection.resume()
 
     def fail(self, error: TandemError) -> None:
         """Ends it with `error` for whoever waits; the connection is closed, which is how the engine learns."""

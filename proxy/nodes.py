@@ -223,7 +223,7 @@ class NodeTable:
             node.upstream.sweep()
         for upstream in list(self._leaving):
             upstream.sweep()
-            if not any(upstream.active()):
+            if not upstream.under_way():
                 upstream.close()
                 self._leaving.discard(upstream)
 

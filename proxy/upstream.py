@@ -10,7 +10,6 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -43,7 +42,7 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One socket; at most one exchange at a time."""
 
-    __slots__ = ("exchange", "heard", "idle_since", "quiet_since", "reused", "transport", "upstream")
+    __slots__ = ("exchange", "heard", "heard_at", "idle_since", "quiet_since", "reused", "transport", "upstream")
     transport: asyncio.Transport
 
     def __init__(self, upstream: Upstream) -> None:
@@ -51,6 +50,7 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.reused = False
         self.heard = False  # since the last sweep
+        self.heard_at = 0.0  # before it
         self.quiet_since = 0.0
         self.idle_since = upstream.now()
 
@@ -77,21 +77,26 @@ class Connection(asyncio.Protocol):
 
     def attach(self, exchange: Exchange) -> None:
         self.exchange, exchange.connection = exchange, self
-        self.quiet_since = self.upstream.now()
+        self.heard, self.quiet_since = False, self.upstream.now()
         self.transport.writelines(exchange.request)
 
     def release(self, keep: bool) -> None:
-        """The exchange is over."""
+        """The exchange is over. An engine that answered before it had the whole request may never take the rest."""
         self.exchange = None
-        if keep and not self.transport.is_closing():
+        if keep and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self.upstream.keep(self)
         else:
             self.transport.abort()
 
+    def resume(self) -> None:
+        """The client takes more: silence counts again, from now."""
+        self.quiet_since = self.upstream.now()
+        self.transport.resume_reading()
+
     def sweep(self, now: float) -> None:
         """Notices silence, to the accuracy of the interval at which this is called."""
         if self.heard:
-            self.heard, self.quiet_since = False, now
+            self.heard, self.heard_at, self.quiet_since = False, now, now
         exchange = self.exchange
         if exchange is None:
             if now - self.idle_since > _IDLE_SECONDS:
@@ -116,40 +121,51 @@ class Upstream:
     def __init__(self, url: str, key: str | None, limits: UpstreamLimits) -> None:
         """`key` is shown to the engine with every request of our own. Raises InvalidRequest for an unusable URL."""
         self.url, self.limits = url, limits
-        self.host, self.port, self.base, self.tls = split_url(url)
+        self.host, self.port, self.base, tls = split_url(url)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.host_line = f"Host: {host}:{self.port}\r\n".encode()
         self.key_line = f"Authorization: Bearer {key}\r\n".encode() if key else b""
         self.open: set[Connection] = set()
+        self._tls = ssl.create_default_context() if tls else None
         self._idle: deque[Connection] = deque()
         self._connecting: dict[asyncio.Task[None], Exchange] = {}
         self._pending: deque[Exchange] = deque()  # for a connection that opens, or becomes free
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self.now = time.monotonic  # not the loop's time, which uvloop rounds to milliseconds
 
     def begin(self, method: str, path: str, headers: bytes, body: bytes) -> Exchange:
         """Sends a request; `headers` are whole lines. Never blocks and fails only through the Exchange, but for
         Overloaded when there are too many connections."""
+        exchange = self._exchange(method, path, headers, body)
+        if not self._reuse(exchange):
+            if len(self.open) + len(self._connecting) + len(self._pending) >= self.limits.max_connections:
+                raise Overloaded(f"{self.url} has {self.limits.max_connections} requests under way")
+            self.connect(exchange)
+        return exchange
+
+    def _exchange(self, method: str, path: str, headers: bytes, body: bytes) -> Exchange:
         head = f"{method} {self.base}{path} HTTP/1.1\r\n".encode() + self.host_line + headers
         if body or method != "GET":
             head += b"Content-Length: %d\r\n" % len(body)
-        exchange = Exchange(self, [head + b"\r\n", body] if body else [head + b"\r\n"], self.now())
+        return Exchange(self, [head + b"\r\n", body] if body else [head + b"\r\n"], self.now())
+
+    def _reuse(self, exchange: Exchange) -> bool:
         while self._idle:
             connection = self._idle.pop()  # the most recently used: the others may expire
             if not connection.transport.is_closing():
                 connection.reused = True
                 connection.attach(exchange)
-                return exchange
-        if len(self.open) + len(self._connecting) + len(self._pending) >= self.limits.max_connections:
-            raise Overloaded(f"{self.url} has {self.limits.max_connections} requests under way")
-        self.connect(exchange)
-        return exchange
+                return True
+        return False
 
     async def call(self, method: str, path: str, body: bytes = b"", *, timeout_s: float) -> Answer:
-        """A request of our own with a short answer. Raises UpstreamFailed."""
+        """A request of our own with a short answer, however many others are under way. Raises UpstreamFailed."""
         headers = self.key_line + (b"Content-Type: application/json\r\n" if body else b"")
-        exchange = self.begin(method, path, headers, body)
+        exchange = self._exchange(method, path, headers, body)
         try:
+            if not self._reuse(exchange):
+                self.connect(exchange)
             async with asyncio.timeout(timeout_s):
                 content = await exchange.read(_CALL_BYTES)
         except TimeoutError:
@@ -161,6 +177,9 @@ class Upstream:
 
     def connect(self, exchange: Exchange) -> None:
         """Finds a connection for `exchange`: one that it opens, or one that becomes free before."""
+        if self._closed:
+            exchange.fail(self._gone())
+            return
         if len(self._connecting) >= _CONNECTING:
             self._pending.append(exchange)
             return
@@ -183,17 +202,19 @@ class Upstream:
         return None
 
     async def _connect(self, exchange: Exchange) -> None:
-        tls = ssl.create_default_context() if self.tls else None
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self), self.host, self.port, ssl=tls
+                    lambda: Connection(self), self.host, self.port, ssl=self._tls
                 )
-        except OSError as error:  # TimeoutError is one of them
+        except (
+            OSError,
+            UnicodeError,
+        ) as error:  # TimeoutError is an OSError; UnicodeError: no name that can be looked up
             exchange.connecting = None
             loss = Loss.REFUSED if isinstance(error, ConnectionRefusedError) else Loss.UNREACHABLE
             for unconnected in (exchange, *self._pending):
-                unconnected.fail(UpstreamFailed(loss, f"{self.url} cannot be reached: {error or 'no answer'}"))
+                unconnected.fail(UpstreamFailed(loss, f"{self.url} cannot be reached: {str(error) or 'no answer'}"))
         else:
             exchange.connecting = None
             connection.attach(exchange)
@@ -214,18 +235,19 @@ class Upstream:
         if connection.exchange is None and connection in self._idle:
             self._idle.remove(connection)
 
-    def active(self) -> Iterator[Exchange]:
-        return (connection.exchange for connection in list(self.open) if connection.exchange is not None)
+    def under_way(self) -> list[Exchange]:
+        """Those that have not ended, with or without a connection."""
+        attached = [connection.exchange for connection in self.open if connection.exchange is not None]
+        unconnected = [exchange for exchange in (*self._connecting.values(), *self._pending) if exchange.error is None]
+        return attached + unconnected
 
     def heard_since(self, moment: float) -> bool:
         """Whether any byte came from this engine since (monotonic)."""
-        return any(
-            connection.heard or connection.quiet_since > moment for connection in self.open if connection.exchange
-        )
+        return any(connection.heard or connection.heard_at > moment for connection in self.open if connection.exchange)
 
     def fail_unstarted(self, reason: str) -> None:
         """The node is dead or hung: whoever still waits for a first byte may go elsewhere."""
-        for exchange in [*self.active(), *self._connecting.values(), *self._pending]:
+        for exchange in self.under_way():
             if not exchange.first_byte_at:
                 exchange.fail(UpstreamFailed(Loss.NODE_OUT, f"{self.url} {reason}"))
 
@@ -235,11 +257,15 @@ class Upstream:
             connection.sweep(now)
 
     def close(self) -> None:
-        self._pending.clear()
-        for task in list(self._connecting):
-            task.cancel()
+        """Ends whatever is under way, and whatever is begun later."""
+        self._closed = True
+        for exchange in self.under_way():
+            exchange.fail(self._gone())
         for connection in list(self.open):
             connection.transport.abort()
+
+    def _gone(self) -> UpstreamFailed:
+        return UpstreamFailed(Loss.NODE_OUT, f"{self.url} is registered no more")
 
 
 def split_url(url: str) -> tuple[str, int, str, bool]:
