@@ -50,9 +50,6 @@ STATS_SECONDS = 1.0
 MAX_MESSAGES_A_TURN = 1000  # read from one socket before the next step
 PR_SET_PDEATHSIG = 1
 
-# What decoding a stranger's bytes can raise: DecodeError alone does not cover broken UTF-8 or nesting without end.
-MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_api = msgspec.msgpack.Decoder(ToCore).decode
 _decode_reader = msgspec.msgpack.Decoder(protocol.FromReader).decode
@@ -160,7 +157,7 @@ class CoreProcess:
             return
         try:
             message = _decode_reader(frames[1])
-        except MALFORMED as error:
+        except protocol.MALFORMED as error:
             logger.warning("dropped a malformed control message from %s: %s", reader, error)
             return
         match message:
@@ -174,7 +171,7 @@ class CoreProcess:
     def _on_owner(self, owner: str, frames: list[bytes]) -> None:
         try:
             message = _decode_owner(frames[-1])
-        except MALFORMED as error:
+        except protocol.MALFORMED as error:
             logger.warning("dropped a malformed control message from %s: %s", owner, error)
             return
         self._engine.taking.told(owner, message)

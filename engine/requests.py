@@ -34,6 +34,16 @@ class Requests:
     def is_open(self, sequence: Sequence) -> bool:
         return self._open.get(sequence.request.id) is sequence
 
+    def check(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Raises ValueError for a token, said elsewhere, that no engine like this one can have sampled for it."""
+        if not 0 <= token < self._model.vocab_size:
+            raise ValueError(f"token {token} is outside the vocabulary of {self._model.vocab_size}")
+        wanted = sequence.request.sampling.logprobs
+        if (logprobs is None) != (wanted is None):
+            raise ValueError("log-probabilities come exactly when they are asked for")
+        if logprobs is not None and not len(logprobs.top_ids) == len(logprobs.top_logprobs) <= (wanted or 0):
+            raise ValueError(f"{len(logprobs.top_ids)} likeliest tokens with {len(logprobs.top_logprobs)} numbers")
+
     def append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> bool:
         """The sequence's next token, told to the client; True when that was its last."""
         delta = self._tell(sequence, token, logprobs)

@@ -29,6 +29,8 @@ from kvtransfer.transfer import TransportOffer
 
 PROTOCOL_VERSION = 1
 MAX_CONTROL_BYTES = 1 << 20  # a Done of 100,000 block ids fits
+# What decoding a stranger's bytes can raise: DecodeError alone does not cover broken UTF-8 or nesting without end.
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class MigrationProtocol(IntEnum):

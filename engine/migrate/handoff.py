@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.core import Sequence, Take
+from kvtransfer import epochs
 from kvtransfer.layout import Copies, KVLayout
 from kvtransfer.protocol import Done, FromReader, Key, Ready
 
@@ -70,15 +71,20 @@ class Handoff:
         self.blocks, self.num_announced, self.pulling = [], 0, 0
         self.num_pulled = self.sequence.num_computed
 
-    def announce(self, message: Ready | Done) -> bool:
-        """More blocks are readable. False when the message cannot be true; the hand-off is then of no use."""
-        length, layout = self.sequence.prompt_length, self.source.layout
-        complete = message.num_computed == length if isinstance(message, Done) else message.num_computed <= length
+    def announce(self, message: Ready | Done) -> None:
+        """More blocks are readable. Raises ValueError, with nothing changed, when the message cannot be true."""
+        length, layout, now = self.sequence.prompt_length, self.source.layout, message.num_computed
+        covered = (len(self.blocks) + len(message.blocks)) * layout.block_size
+        if not self.num_announced <= now <= min(covered, length) or covered >= length + layout.block_size:
+            raise ValueError(f"{now} tokens in blocks for {covered}, {self.num_announced} and a prompt of {length}")
+        if isinstance(message, Done) and (now < length or not 0 <= message.num_cached <= length):
+            raise ValueError(f"done at {now} of {length} tokens, {message.num_cached} of them cached")
+        if any(not 0 <= block < layout.num_blocks for block in message.blocks):
+            raise ValueError(f"a block outside its pool of {layout.num_blocks}")
+        if message.epoch < 1 or not 0 <= message.epoch_slot < epochs.OWNER_WORDS:
+            raise ValueError(f"epoch {message.epoch} in slot {message.epoch_slot}")
         self.blocks += message.blocks
-        covered = len(self.blocks) * layout.block_size
-        plausible = self.num_announced <= message.num_computed <= covered < length + layout.block_size
-        self.num_announced = message.num_computed
-        return complete and plausible
+        self.num_announced = now
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
 from kvtransfer.layout import Copies, KVLayout, plan
-from kvtransfer.protocol import Done, Fail, Key, Ready, Release, Renew, Want
+from kvtransfer.protocol import MALFORMED, Done, Fail, Key, Ready, Release, Renew, Want
 from kvtransfer.transfer import Pulled, PullFailed
 
 logger = logging.getLogger(__name__)
@@ -168,23 +168,26 @@ class Taking:
     def _announced(self, handoff: Handoff, message: Ready | Done) -> None:
         if handoff.epoch != message.epoch:
             handoff.restart(message)
-        if not handoff.announce(message):
-            self._fail(handoff, f"{handoff.peer} announced what cannot be")
+        try:
+            handoff.announce(message)
+            if isinstance(message, Done) and not handoff.done:
+                self._first_token(handoff, message, _logprobs_of(message))
+        except ValueError as error:
+            self._fail(handoff, f"{handoff.peer} announced what cannot be: {error}")
             return
-        if isinstance(message, Done) and not handoff.done:
-            self._first_token(handoff, message)
         if not handoff.abandoned:
             self._continue(handoff)
 
-    def _first_token(self, handoff: Handoff, message: Done) -> None:
-        """Tells the client at once; the sequence may end here (EOS, max_tokens 1), and then needs no KV at all."""
+    def _first_token(self, handoff: Handoff, message: Done, logprobs: TokenLogprobs | None) -> None:
+        """Tells the client at once; the sequence may end here (EOS, max_tokens 1), and then needs no KV at all. Raises
+        ValueError, with nothing told, for a token that the request cannot be answered with."""
         sequence, known = handoff.sequence, take_of(handoff.sequence).first_token
+        self._requests.check(sequence, message.first_token, logprobs)
         if known is not None and known != message.first_token:
             self._reject(handoff, f"migration_request names first token {known}, the prefill's is another")
             return
         handoff.done, handoff.done_at = True, self._clock()
         sequence.num_cached = message.num_cached
-        logprobs = _decode_logprobs(message.logprobs) if message.logprobs else None
         if self._requests.append(sequence, message.first_token, logprobs):
             self._abandon(handoff)
 
@@ -281,3 +284,11 @@ class Taking:
     def _refuse(self, sequence: Sequence, reason: str, status: int) -> None:
         self._requests.fail(sequence, reason, status)
         self._scheduler.remove(sequence)
+
+
+def _logprobs_of(message: Done) -> TokenLogprobs | None:
+    """Of the first token. Raises ValueError for bytes that hold none."""
+    try:
+        return _decode_logprobs(message.logprobs) if message.logprobs else None
+    except MALFORMED as error:
+        raise ValueError(f"log-probabilities that cannot be read: {error}") from error

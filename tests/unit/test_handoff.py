@@ -4,14 +4,17 @@ random ones with deaths, aborts and frees thrown in."""
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core import FinishReason
-from tests.unit.toy_engines import DECODE, PREFILL, Pair, expected_answer, toy_request
+from engine.core import FinishReason, TokenLogprobs
+from kvtransfer import epochs
+from kvtransfer.protocol import Done, Key
+from tests.unit.toy_engines import DECODE, PREFILL, VOCABULARY, Pair, expected_answer, toy_request
 
 PROMPT = list(range(1, 22))
 
@@ -214,6 +217,48 @@ def test_a_salt_keeps_prefixes_apart() -> None:
         cached = pair.decode.engine.requests.cached_tokens
         pair.decode.answers.clear()
     assert cached == 20
+
+
+ANNOUNCED = Done(
+    Key(7, 0), epoch=1, epoch_slot=0, blocks=list(range(6)), num_computed=21, first_token=1, logprobs=b"", num_cached=0
+)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"epoch": 0},
+        {"epoch": -1},
+        {"epoch_slot": -1},
+        {"epoch_slot": epochs.OWNER_WORDS},
+        {"epoch_slot": 2**64 - 1},
+        {"blocks": []},
+        {"blocks": [0, 1, 2, 3, 4, 32]},
+        {"blocks": [0, 1, 2, 3, 4, -1]},
+        {"blocks": [0, 1, 2, 3, 4, 2**64 - 1]},
+        {"blocks": list(range(7))},
+        {"num_computed": -1},
+        {"num_computed": 20},
+        {"num_computed": 2**64 - 1},
+        {"first_token": -1},
+        {"first_token": VOCABULARY},
+        {"first_token": 2**64 - 1},
+        {"logprobs": b"\xc1"},
+        {"logprobs": b"\x91" * 100_000},
+        {"logprobs": msgspec.msgpack.encode(TokenLogprobs(-0.5, [], []))},  # nobody asked for it
+        {"num_cached": -1},
+        {"num_cached": 2**64 - 1},
+    ],
+)
+def test_what_cannot_be_is_not_believed(lie: dict[str, Any]) -> None:
+    pair = Pair()
+    taken = pair.take(7, PROMPT, 5)
+    pair.decode.step()
+    pair.decode.engine.taking.told(PREFILL, msgspec.structs.replace(ANNOUNCED, **lie))
+    pair.settle(seconds=31)
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 5)
+    assert pair.decode.engine.taking.counters.recomputed_tokens == len(PROMPT)
+    pair.assert_whole()
 
 
 @settings(max_examples=150, deadline=None)
