@@ -36,6 +36,7 @@ from proxy.relay import BufferedReply, Outcome, buffer
 from proxy.requests import Call, decode_body, prefill_body, read_prefill_reply
 
 ATTEMPTS = 4
+REFUSED_MIGRATION = (400, 409)  # decode's word for KV that it cannot have
 DELIVERED_ATTEMPTS = 2  # a request that breaks engines must not be shown to all of them
 TELL_AGAIN_S = (0.0, 0.1, 0.4, 1.5, 5.0)  # decode may hear that prefill failed before it has the request itself
 
@@ -225,8 +226,16 @@ class Dispatcher:
         else:
             migration = await self._prefill(call, chosen, lease)
         lease.release(chosen.prefill)
-        body = decode_body(call.body, migration) if migration else call.body
-        return await self._first_bytes(chosen.decode, self._begin(lease, chosen.decode, call, body))
+        if migration is None:
+            return await self._whole_on_decode(call, chosen, lease)
+        body = decode_body(call.body, migration)
+        exchange = await self._first_bytes(chosen.decode, self._begin(lease, chosen.decode, call, body))
+        if exchange.head is None or exchange.head.status not in REFUSED_MIGRATION:
+            return exchange
+        self._metrics.handoffs["recomputed"] += 1
+        exchange.close()
+        lease.let_go()  # prefill had nothing against the request, but it may have died since: decode can do without it
+        return await self._whole_on_decode(call, chosen, lease)
 
     async def _prefill(self, call: Call, chosen: Shared, lease: Lease) -> MigrationRequest | None:
         """The hand-off that prefill offers. Raises Refused with what it says against the request."""

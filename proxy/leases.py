@@ -52,10 +52,9 @@ class Leases:
 
     def ended(self, lease: Lease) -> None:
         self._live.discard(lease)
-        if lease.held is not None:
-            self._free_soon(lease.held)
+        lease.let_go()
 
-    def _free_soon(self, held: HeldCache) -> None:
+    def free_soon(self, held: HeldCache) -> None:
         if len(self._orphans) >= MAX_ORPHANS:
             log.warning("too much to free: session %d at %s is left to expire", held.session, held.prefill.url)
             return
@@ -116,6 +115,12 @@ class Lease:
         if node in self._nodes:
             self._nodes.remove(node)
             node.unfinished -= 1
+
+    def let_go(self) -> None:
+        """Of what prefill keeps: nobody will read it. Idempotent."""
+        held, self.held = self.held, None
+        if held is not None:
+            self.leases.free_soon(held)
 
     def began(self, exchange: Exchange) -> Exchange:
         self._exchanges.append(exchange)
