@@ -24,15 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from engine.api.errors import (
-    Conflict,
-    DeadlineExceeded,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    TandemError,
-    Unavailable,
-)
+from engine.api.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, error_of
 from engine.config import EngineSettings
 from engine.core import Delta, FinishReason, ModelInfo, Request
 from engine.messages import (
@@ -58,7 +50,6 @@ MAX_QUEUED_MESSAGES = 100_000
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(FromCore).decode
-_ERRORS: dict[int, type[TandemError]] = {400: InvalidRequest, 404: NotFound, 409: Conflict, 503: Unavailable}
 
 
 def core_settings(settings: EngineSettings) -> CoreSettings:
@@ -101,7 +92,7 @@ class Mailbox:
         waiting = self._delta
         if waiting is None:
             self._delta = delta
-        else:
+        elif waiting.finish_reason is None:  # nothing comes after the end
             waiting.tokens += delta.tokens
             waiting.logprobs += delta.logprobs
             waiting.finish_reason, waiting.error = delta.finish_reason, delta.error
@@ -212,7 +203,7 @@ class CoreClient:
         finally:
             del self._calls[call_id]
         if reply.error is not None:
-            raise _ERRORS.get(reply.status, TandemError)(reply.error)
+            raise error_of(reply.status, reply.error)
         return bytes(reply.value)
 
     def _admit(self, request: Request) -> None:

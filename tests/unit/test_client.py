@@ -1,0 +1,29 @@
+"""What the API process keeps of what the core says, until its reader takes it."""
+
+from __future__ import annotations
+
+from engine.client import Mailbox
+from engine.core import Delta, FinishReason
+
+
+async def test_unread_deltas_are_read_as_one() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Delta(request_id="a", tokens=[1], cached_tokens=4))
+    mailbox.put(Delta(request_id="a", tokens=[2], cached_tokens=4, finish_reason=FinishReason.STOP))
+    assert await mailbox.get() == Delta(request_id="a", tokens=[1, 2], cached_tokens=4, finish_reason=FinishReason.STOP)
+
+
+async def test_an_error_is_the_last_word_even_when_tokens_follow() -> None:
+    """At the end of a drain the core still speaks."""
+    mailbox = Mailbox()
+    mailbox.put(Delta(request_id="a", finish_reason=FinishReason.ERROR, error="shut down", error_status=503))
+    mailbox.put(Delta(request_id="a", tokens=[1]))
+    last = await mailbox.get()
+    assert (last.finish_reason, last.error, last.error_status) == (FinishReason.ERROR, "shut down", 503)
+
+
+async def test_an_answer_that_has_ended_stays_whole_when_the_core_dies() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Delta(request_id="a", tokens=[1], finish_reason=FinishReason.LENGTH))
+    mailbox.put(Delta(request_id="a", finish_reason=FinishReason.ERROR, error="died", error_status=503))
+    assert (await mailbox.get()).finish_reason is FinishReason.LENGTH
