@@ -28,6 +28,7 @@ from engine.api.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unav
 from engine.config import EngineSettings
 from engine.core import Delta, FinishReason, ModelInfo, Request
 from engine.messages import (
+    MAX_QUEUED_MESSAGES,
     Abort,
     Call,
     CoreSettings,
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 WILDCARDS = ("0.0.0.0", "::", "")
 CALL_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
-MAX_QUEUED_MESSAGES = 100_000
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(FromCore).decode

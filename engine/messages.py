@@ -6,6 +6,8 @@ import msgspec
 
 from engine.core import Delta, ModelInfo, Request, Role
 
+MAX_QUEUED_MESSAGES = 100_000  # each way, minutes of them: when they are not read, the other process is lost
+
 
 class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the core needs of the engine's settings; the first thing it is told, on its standard input."""
@@ -41,7 +43,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
-    """A question that wants one `Reply`. `body` is msgpack of the argument."""
+    """A question that wants one `Reply`."""
 
     call_id: int
     command: LinkCommand

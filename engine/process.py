@@ -24,6 +24,7 @@ import zmq
 from engine.api.errors import TandemError
 from engine.assembly import Assembly, assemble
 from engine.messages import (
+    MAX_QUEUED_MESSAGES,
     Abort,
     Call,
     Connect,
@@ -83,7 +84,7 @@ class CoreProcess:
         self._stopping = True
 
     def _tell(self, message: FromCore) -> None:
-        self._api.send(_encode(message), zmq.NOBLOCK)  # its queue is deep: if it is full, the API process is lost
+        self._api.send(_encode(message), zmq.NOBLOCK)  # raises when the API process is lost
 
     def _flush(self) -> None:
         deltas = self._engine.deltas()
@@ -228,6 +229,15 @@ class CoreProcess:
         )
 
 
+def dial_api(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+    """Towards the API process, which may be busy for a while: what it is told waits."""
+    api = context.socket(zmq.PAIR)
+    api.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
+    api.setsockopt(zmq.LINGER, 500)
+    api.connect(address)
+    return api
+
+
 def _messages(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
     """What has arrived, up to a bound."""
     for _ in range(MAX_MESSAGES_A_TURN):
@@ -256,10 +266,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_orphan, Path(address.removeprefix("ipc://")).parent)
         context = stack.enter_context(zmq.Context())
-        api = context.socket(zmq.PAIR)
-        api.setsockopt(zmq.LINGER, 500)
-        api.connect(address)
-        stack.callback(api.close)
+        api = stack.enter_context(dial_api(context, address))
         incarnation = secrets.token_hex(8)
         try:
             parts = assemble(settings, context, incarnation)

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -16,7 +17,7 @@ from engine.assembly import Assembly
 from engine.messages import Call, Connect, FromCore, Initialize, LinkCommand, Reply
 from engine.messages import Ready as CoreReady
 from engine.migrate.links import LinkPolicy, Links
-from engine.process import CoreProcess
+from engine.process import CoreProcess, dial_api
 from kvtransfer.memory import Region
 from kvtransfer.protocol import EndpointInfo, Fail, Key, Release, Want
 from tests.unit.fake_core import LAYOUT, MODEL
@@ -118,6 +119,16 @@ def test_an_owner_that_says_nonsense(core: Core, broken: bytes, monkeypatch: pyt
         _send_when_there(owner, [b"core", broken])
         _send_when_there(owner, [b"core", encode(Fail(Key(7, 0), "late"))])
         assert heard.get(timeout=DEADLINE_MS / 1e3) == Fail(Key(7, 0), "late")
+
+
+def test_a_busy_api_process_is_waited_for(tmp_path: Path) -> None:
+    """A step takes milliseconds, and encoding a long prompt, or a stop and continue, takes the API process seconds."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as api:
+        api.bind(f"ipc://{tmp_path}/core")
+        with dial_api(context, f"ipc://{tmp_path}/core") as core:
+            for _ in range(20_000):
+                core.send(b"a step's deltas", zmq.NOBLOCK)
+            assert api.recv() == b"a step's deltas"
 
 
 def _send_when_there(owner: zmq.Socket[bytes], frames: list[bytes]) -> None:
