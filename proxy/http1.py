@@ -16,11 +16,15 @@ from typing import Protocol
 
 MAX_HEAD_BYTES = 64 << 10
 HOLD_BYTES = 64 << 10
+_CRLF = b"\r\n"
+_TOO_LONG = "a chunk is longer than it says"
 _MAX_SIZE_LINE = 256  # hex digits and chunk extensions
 _MAX_TRAILER_BYTES = 16 << 10
 _SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 
+_OF_LENGTH = (b"content-length", b"transfer-encoding")
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
@@ -68,7 +72,9 @@ class Chunked:
         position = self._inside
         if position > size:
             self._inside -= size
-            return data
+            return self._opened(data)
+        if not _CRLF.endswith(data[max(0, position - 2) : position]):
+            raise BadReply(_TOO_LONG)
         self._inside = 0
         find = data.find
         while position < size:
@@ -81,6 +87,8 @@ class Chunked:
             following = line_end + length + 4  # two CRLFs
             if following > size:
                 return self._part(data, position, following)
+            if not data.startswith(_CRLF, following - 2):
+                raise BadReply(_TOO_LONG)
             position = following
         return data
 
@@ -95,6 +103,12 @@ class Chunked:
             self._held = data[position:]
             return data[:position]
         self._inside = following - len(data)
+        return self._opened(data)
+
+    def _opened(self, data: bytes) -> bytes:
+        """`data` ends inside a chunk."""
+        if self._inside == 1 and not data.endswith(b"\r"):
+            raise BadReply(_TOO_LONG)
         return data
 
     def _last(self, data: bytes, position: int, line_end: int) -> bytes:
@@ -224,13 +238,12 @@ def _headers(lines: list[bytes]) -> tuple[dict[bytes, bytes], bytes]:
     headers: dict[bytes, bytes] = {}
     passed = bytearray()
     for line in lines:
-        name, colon, value = line.partition(b":")
-        name = name.lower()
-        if not colon or not name or b" " in name or b"\n" in line or b"\r" in line:
+        match = _HEADER_LINE.fullmatch(line)
+        if match is None:
             raise BadReply("a header line is malformed")
-        value = value.strip()
-        if name == b"content-length" and headers.get(name, value) != value:
-            raise BadReply("two different content lengths")
+        name, value = match[1].lower(), match[2].rstrip()
+        if name in _OF_LENGTH and headers.get(name, value) != value:
+            raise BadReply("two different lengths of the body")
         headers[name] = value
         if name not in HOP_BY_HOP and name != b"content-length":
             passed += line + b"\r\n"

@@ -73,6 +73,16 @@ def test_a_chunk_size_that_is_no_hexadecimal_number_is_refused(line: bytes) -> N
         Chunked().feed(line + b"\r\nhello\r\n")
 
 
+@pytest.mark.parametrize("hold_bytes", [0, 65536])
+@pytest.mark.parametrize("data", [b"5\r\nhelloXX0\r\n\r\n", b"5\r\nhello\n\n0\r\n\r\n", b"5\r\nhelloX\n0\r\n\r\n"])
+def test_a_chunk_longer_than_it_says_is_refused(data: bytes, hold_bytes: int) -> None:
+    for cut in range(1, len(data)):
+        framing = Chunked(hold_bytes)
+        with pytest.raises(BadReply):
+            for piece in pieces(data, [cut]):
+                framing.feed(piece)
+
+
 def test_endless_size_lines_and_trailers_are_refused() -> None:
     with pytest.raises(BadReply):
         Chunked().feed(b"5;" + b"x" * 1000)
@@ -118,10 +128,13 @@ def test_framing_and_keep_alive_follow_the_head(lines: list[str], framing: type,
         ["HTTP/1.1 200 OK", "no colon"],
         ["HTTP/1.1 200 OK", "na me: x"],
         ["HTTP/1.1 200 OK", "X: a\nY: b"],
+        ["HTTP/1.1 200 OK", "X: a", "\tY: folded"],
+        ["HTTP/1.1 200 OK", "X: a\0b"],
         ["HTTP/1.1 200 OK", "Content-Length: 1", "Transfer-Encoding: chunked"],
         ["HTTP/1.1 200 OK", "Content-Length: 1", "Content-Length: 2"],
         ["HTTP/1.1 200 OK", "Content-Length: -1"],
         ["HTTP/1.1 200 OK", "Transfer-Encoding: gzip"],
+        ["HTTP/1.1 200 OK", "Transfer-Encoding: gzip", "Transfer-Encoding: chunked"],
     ],
 )
 def test_ambiguous_and_malformed_heads_are_refused(lines: list[str]) -> None:
