@@ -12,7 +12,7 @@ from engine.api.distserve import HANDOFF_HEADER
 from engine.api.errors import BodyTimeout, InvalidRequest, NotFound, TooLarge
 from proxy.exchange import Exchange
 from proxy.http1 import HOP_BY_HOP
-from proxy.relay import BufferedReply, Outcome, give, relay
+from proxy.relay import BufferedReply, Outcome, give, relay, until_taken
 from proxy.requests import Call, read_shape
 from proxy.service import SERVICE, Service
 
@@ -62,6 +62,7 @@ async def _answer(request: web.Request, shared: bool) -> web.StreamResponse:
 
         outcome = await service.dispatcher.answer(call, deliver)
     request["status"] = outcome.status
+    await until_taken(request, service.settings.idle_timeout)  # the next answer of this connection comes after it
     return outcome.response
 
 

@@ -101,12 +101,20 @@ async def relay(request: web.Request, exchange: Exchange, metrics: Metrics, pati
 
 async def _until_whole(request: web.Request, exchange: Exchange, patience_s: float) -> None:
     while not await exchange.relayed():
-        try:
-            async with asyncio.timeout(patience_s):
-                await request.writer.drain()
-        except TimeoutError:
-            raise ConnectionResetError("the client takes nothing") from None
+        await until_taken(request, patience_s)
         exchange.resume()
+
+
+async def until_taken(request: web.Request, patience_s: float) -> None:
+    """Until the client has taken so much that more may be written. Raises ConnectionResetError after `patience_s`."""
+    if not request.protocol.writing_paused:
+        return
+    try:
+        async with asyncio.timeout(patience_s):
+            await request.writer.drain()
+    except TimeoutError:
+        _transport(request).abort()
+        raise ConnectionResetError("the client takes nothing") from None
 
 
 def _end_cut(transport: asyncio.Transport, head: ReplyHead, error: TandemError, chunked: bool) -> None:

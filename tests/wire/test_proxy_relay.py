@@ -209,6 +209,28 @@ async def test_a_request_that_breaks_engines_is_not_shown_to_all(proxy: ProxyPro
         assert sum(len(each.requests(COMPLETIONS)) for each in (engine, *others)) <= 4  # each once more, if kept alive
 
 
+async def test_an_engine_that_a_request_has_killed_has_seen_it(proxy: ProxyProcess, engine: ScriptedEngine) -> None:
+    others = [ScriptedEngine(str(number)) for number in range(3)]
+    deaths: list[asyncio.Task[None]] = []
+
+    def kills(each: ScriptedEngine) -> object:
+        async def dying(asked: Asked) -> None:
+            deaths.append(asyncio.create_task(each.die()))
+
+        return dying
+
+    async with others[0], others[1], others[2]:
+        for other in others:
+            await proxy.add(other)
+        for each in (engine, *others):
+            while not each.requests("/health"):  # its connection is kept for the request
+                await asyncio.sleep(0.02)
+            each.scripts[COMPLETIONS] = kills(each)  # type: ignore[assignment]
+        assert (await proxy.post(COMPLETIONS, BODY))[0] in (502, 503)
+        assert sum(len(each.requests(COMPLETIONS)) for each in (engine, *others)) == 2
+        await asyncio.gather(*deaths)
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -370,6 +392,24 @@ async def test_a_client_that_takes_nothing_is_left(proxy: ProxyProcess, engine: 
     writer.write(request_bytes(BODY | {"stream": True}))
     asked = await engine.when_asked(COMPLETIONS)
     await asyncio.wait_for(asked.gone.wait(), 8)
+    writer.close()
+
+
+async def test_a_client_that_asks_on_and_takes_nothing_is_not_answered_on(
+    proxy: ProxyProcess, engine: ScriptedEngine
+) -> None:
+    async def long(asked: Asked) -> None:
+        asked.reply(200, b'"' + b"x" * 60_000 + b'"')
+
+    engine.scripts[COMPLETIONS] = long
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.port, limit=1024)
+    writer.write(request_bytes(BODY).replace(b"Connection: close\r\n", b"") * 1000)
+    await engine.when_asked(COMPLETIONS)
+    before = -1
+    while before != len(engine.requests(COMPLETIONS)):
+        before = len(engine.requests(COMPLETIONS))
+        await asyncio.sleep(0.3)
+    assert len(engine.requests(COMPLETIONS)) < 500  # what the kernel holds is a few megabytes
     writer.close()
 
 
