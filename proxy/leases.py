@@ -38,33 +38,30 @@ class HeldCache:
 
 
 class Leases:
-    """All leases of this proxy, and what became of what they held."""
+    """Where the leases of this proxy come from, and what became of what they held."""
 
     def __init__(self) -> None:
-        self._live: set[Lease] = set()
         self._orphans: dict[HeldCache, None] = {}
         self._frees: set[asyncio.Task[bool]] = set()
 
     def open(self) -> Lease:
-        lease = Lease(self, session=random.getrandbits(53) & MAX_SESSION)
-        self._live.add(lease)
-        return lease
+        return Lease(self, session=random.getrandbits(53) & MAX_SESSION)
 
     def ended(self, lease: Lease) -> None:
-        self._live.discard(lease)
         lease.let_go()
 
     def free_soon(self, held: HeldCache) -> None:
         if len(self._orphans) >= MAX_ORPHANS:
-            log.warning("too much to free: session %d at %s is left to expire", held.session, held.prefill.url)
-            return
+            oldest = next(iter(self._orphans))
+            del self._orphans[oldest]
+            log.warning("too much to free: session %d at %s is left to expire", oldest.session, oldest.prefill.url)
         self._orphans[held] = None
         task = asyncio.create_task(self._free(held), name="free cache")
         self._frees.add(task)
         task.add_done_callback(self._frees.discard)
 
     async def _free(self, held: HeldCache) -> bool:
-        freed = held.prefill.out_because == "removed" or await free_cache(held.prefill, held.reader, held.session)
+        freed = held.prefill.removed or await free_cache(held.prefill, held.reader, held.session)
         if freed:
             self._orphans.pop(held, None)
         return freed

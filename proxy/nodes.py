@@ -28,6 +28,7 @@ LATENCIES = 15  # kept, as LMDeploy keeps
 FIRST_PENALTY_S, LONGEST_PENALTY_S = 0.25, 2.0  # out of use for faults, however healthy it looks
 LATENCY_AGE_S = 30.0  # after this much silence a node's latencies say nothing about it
 MAX_NODES = 4096
+REMOVED = "removed"
 
 _unnamed = count(1)
 
@@ -59,6 +60,11 @@ class Node:
     @property
     def up(self) -> bool:
         return self.out_because is None
+
+    @property
+    def removed(self) -> bool:
+        """It is registered no more, and stays out for good."""
+        return self.out_because is REMOVED
 
     @property
     def recent_latency(self) -> float | None:
@@ -101,6 +107,8 @@ class Node:
         self.put_out(reason)
 
     def put_out(self, reason: str) -> None:
+        if self.removed:
+            return
         reason = reason.removeprefix(self.url).strip()
         if self.up:
             log.warning("%s is out: %s", self.url, reason)
@@ -172,7 +180,7 @@ class NodeTable:
         """Raises NotFound. Requests under way go on to their end."""
         node = self.get(url)
         del self._nodes[url]
-        node.out_because = "removed"
+        node.out_because = REMOVED
         self._leaving.add(node.upstream)
         self._changed()
         return node

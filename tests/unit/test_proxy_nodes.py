@@ -144,3 +144,9 @@ def test_choice_and_count_are_one_step(table: NodeTable, node: Node) -> None:
         table.reserve([node, other])
     assert node.unfinished + other.unfinished == 100
     assert abs(node.unfinished - other.unfinished) <= 1  # each choice saw all those before it
+
+
+def test_a_removed_node_stays_removed_whatever_its_last_requests_find(table: NodeTable, node: Node) -> None:
+    table.remove(URL)
+    node.failed(failure(Loss.REFUSED))
+    assert node.out_because == "removed"
