@@ -204,7 +204,7 @@ class Dispatcher:
                 lease.held = HeldCache(prefill, chosen.decode.url, lease.session)
                 lease.release(prefill)
                 return
-            if reply.head.status == 429:
+            if reply.head.status == 429 and not take.first_byte_at:  # what decode has begun to say stands
                 take.fail(Refused(reply))
                 return
         lease.release(prefill)

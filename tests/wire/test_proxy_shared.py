@@ -197,6 +197,30 @@ async def test_a_full_prefill_is_passed_on_with_its_retry_after(proxy: ProxyProc
     await asyncio.wait_for(ours.decode.requests(COMPLETIONS)[0].gone.wait(), 2)
 
 
+async def test_a_full_prefill_does_not_end_what_decode_has_begun_to_say(proxy: ProxyProcess, ours: Two) -> None:
+    begun, refused = asyncio.Event(), asyncio.Event()
+
+    async def full(asked: Asked) -> None:
+        await begun.wait()
+        asked.reply(429, {"error": 1})
+        refused.set()
+
+    async def streaming(asked: Asked) -> None:
+        asked.stream_head()
+        asked.event("first")
+        await refused.wait()
+        await proxy.until(ours.prefill, unfinished=0)
+        asked.event("last")
+        asked.end()
+
+    ours.prefill.scripts[COMPLETIONS], ours.decode.scripts[COMPLETIONS] = full, streaming
+    async with proxy.session.post(proxy.url + COMPLETIONS, json=BODY | {"stream": True}) as reply:
+        said = await reply.content.readuntil(b"\n\n")
+        begun.set()
+        said += await asyncio.wait_for(reply.read(), 5)
+    assert said.count(b"data: ") == 3
+
+
 @pytest.mark.parametrize("failure", [dying, answering(500, {})])
 async def test_another_decode_takes_over_under_a_new_session(proxy: ProxyProcess, ours: Two, failure: object) -> None:
     async with ScriptedEngine("d2") as other:
