@@ -166,6 +166,16 @@ async def test_a_malformed_migration_request_is_400_and_reaches_no_core(
     assert server.core.requests == []
 
 
+async def test_a_header_that_is_not_text_is_400(server: ApiServer) -> None:
+    body = b'{"prompt": "x"}'
+    value = header("give").encode().replace(b"http", b"\xff\xfe")
+    head = await server.raw(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%b: %b\r\nContent-Length: %d\r\n\r\n%b"
+        % (HEADER.encode(), value, len(body), body)
+    )
+    assert head.startswith(b"HTTP/1.1 400 ")
+
+
 async def test_a_request_moves_its_kv_in_one_way(server: ApiServer) -> None:
     for body in ({"preserve_cache": True, "migration_request": MIGRATION}, {"preserve_cache": True}):
         status, _ = await server.post(TEXT, {"prompt": "x", **body}, **{HEADER: header("give")})
