@@ -49,7 +49,7 @@ def key_of(sequence: Sequence) -> Key:
 
 
 class Giving:
-    """All hand-offs this engine owes."""
+    """All hand-offs this engine owes. What decode did is told as 409 or 503, which no proxy counts against prefill."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Giving:
         """The reader has read, or does not want to any more."""
         lease, early = self._leases.get(release.key), self._early.get(release.key)
         if lease is not None and lease.reader == reader:
-            self._end(lease, "decode gave the hand-off up", 499)
+            self._end(lease, "decode gave the hand-off up", 409)
         elif early is not None and early.reader == reader:
             del self._early[release.key]
 
@@ -156,7 +156,7 @@ class Giving:
             return
         if lease.reader is not None:
             self._send(lease.reader, Fail(key, "the request was cancelled on the prefill engine"))
-        self._end(lease, "cancelled", 499)
+        self._end(lease, "cancelled", 409)
 
     def reader_lost(self, reader: str) -> None:
         """The reader died or was disconnected: nobody will read what is held for it."""
@@ -173,11 +173,11 @@ class Giving:
         """Ends what has waited too long."""
         now = self._clock()
         for lease in self._leases.expired():
-            self._end(lease, "decode stopped renewing its lease", 504)
+            self._end(lease, "decode stopped renewing its lease", 503)
         for key, expected in list(self._expected.items()):
             if expected.deadline <= now:
                 del self._expected[key]
-                self._refuse(expected.sequence, "decode had no room for this request in time", 504)
+                self._refuse(expected.sequence, "decode had no room for this request in time", 503)
         for key, early in list(self._early.items()):
             if early.deadline <= now:
                 del self._early[key]

@@ -4,6 +4,7 @@ random ones with deaths, aborts and frees thrown in."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.api.errors import error_of
 from engine.core import FinishReason, TokenLogprobs
 from kvtransfer import epochs
 from kvtransfer.protocol import Done, Key
@@ -178,6 +180,41 @@ def test_reader_gone_frees_the_owner() -> None:
     assert last is not None
     assert last.error_status == 503
     pair.assert_whole()
+
+
+def gives_up(pair: Pair) -> None:
+    pair.decode.engine.taking.free_session(PREFILL, 7)
+
+
+def falls_silent(pair: Pair) -> None:
+    pair.clock.now += 21
+    pair.prefill.tick()
+
+
+@pytest.mark.parametrize("decode", [gives_up, falls_silent])
+def test_what_decode_does_is_no_fault_of_prefill(decode: Callable[[Pair], None]) -> None:
+    """A proxy that counts faults must not take out the healthy side: 4xx and 503 are none."""
+    pair = Pair(budget=4)
+    pair.take(7, PROMPT, 5)
+    given_id = pair.give(7, PROMPT)
+    pair.decode.step()
+    pair.prefill.read_one()
+    pair.prefill.step()
+    decode(pair)
+    pair.prefill.read_one()
+    pair.prefill.step()
+    last = pair.prefill.answers[given_id].last
+    assert last is not None
+    assert error_of(last.error_status, "").status in (409, 503)
+
+
+def test_no_room_at_decode_is_no_fault_of_prefill() -> None:
+    pair = Pair()
+    given_id = pair.give(7, PROMPT)
+    pair.settle(seconds=31)
+    last = pair.prefill.answers[given_id].last
+    assert last is not None
+    assert last.error_status == 503
 
 
 def test_preempted_sequences_say_the_same() -> None:
