@@ -61,15 +61,17 @@ class Shared:
 class AttemptFailed(Exception):
     """An engine failed before the client saw anything. `reply` is its own 5xx, if it managed one."""
 
-    def __init__(self, node: Node, error: TandemError | None, reply: BufferedReply | None = None) -> None:
+    def __init__(
+        self, node: Node, exchange: Exchange, error: TandemError | None, reply: BufferedReply | None = None
+    ) -> None:
         super().__init__(node.url)
-        self.node, self.error, self.reply = node, error, reply
+        self.node, self.exchange, self.error, self.reply = node, exchange, error, reply
 
     @property
     def delivered(self) -> bool:
-        """Whether the engine may have seen the request."""
-        unseen = (Loss.REFUSED, Loss.UNREACHABLE, Loss.NODE_OUT)
-        return not (isinstance(self.error, UpstreamFailed) and self.error.loss in unseen)
+        """Whether the engine may have failed over the request."""
+        out = isinstance(self.error, UpstreamFailed) and self.error.loss is Loss.NODE_OUT
+        return self.exchange.sent and not out
 
 
 class Refused(TandemError):
@@ -245,7 +247,7 @@ class Dispatcher:
             reply = await buffer(give)
         except UpstreamFailed as error:
             prefill.failed(error)
-            raise AttemptFailed(prefill, error) from None
+            raise AttemptFailed(prefill, give, error) from None
         if reply.head.status >= 300:
             raise Refused(reply)
         prefill.served(time.monotonic() - give.started_at)
@@ -280,10 +282,10 @@ class Dispatcher:
             head = await exchange.reply()
             node.answered(head.status)
             if head.status >= 500:
-                raise AttemptFailed(node, None, await buffer(exchange))
+                raise AttemptFailed(node, exchange, None, await buffer(exchange))
         except UpstreamFailed as error:
             node.failed(error)
-            raise AttemptFailed(node, error) from None
+            raise AttemptFailed(node, exchange, error) from None
         return exchange
 
 

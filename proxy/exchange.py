@@ -74,6 +74,7 @@ class Exchange:
         "receive",
         "relayed_bytes",
         "request",
+        "sent",
         "started_at",
         "upstream",
     )
@@ -87,6 +88,7 @@ class Exchange:
         self.connecting: asyncio.Task[None] | None = None
         self.head: ReplyHead | None = None
         self.error: TandemError | None = None
+        self.sent = False  # to some connection: the engine may have seen it
         self.finished = False  # the reply is whole
         self.paused = False  # the client is slower than the engine
         self.relayed_bytes = 0

@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
     def attach(self, exchange: Exchange) -> None:
         self.exchange, exchange.connection = exchange, self
         self.heard, self.quiet_since = False, self.upstream.now()
+        exchange.sent = True
         self.transport.writelines(exchange.request)
 
     def release(self, keep: bool) -> None:

@@ -223,8 +223,7 @@ async def test_an_engine_that_a_request_has_killed_has_seen_it(proxy: ProxyProce
         for other in others:
             await proxy.add(other)
         for each in (engine, *others):
-            while not each.requests("/health"):  # its connection is kept for the request
-                await asyncio.sleep(0.02)
+            await each.when_asked("/health")  # on a connection that is kept for the request
             each.scripts[COMPLETIONS] = kills(each)  # type: ignore[assignment]
         assert (await proxy.post(COMPLETIONS, BODY))[0] in (502, 503)
         assert sum(len(each.requests(COMPLETIONS)) for each in (engine, *others)) == 2
