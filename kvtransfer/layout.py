@@ -152,7 +152,10 @@ def _at(layout: KVLayout, blocks: Sequence[int], tokens: Offsets) -> Offsets:
     index = tokens // layout.block_size
     if index[-1] >= len(blocks):
         raise ValueError(f"token {tokens[-1]} is in block {index[-1]} of a table of {len(blocks)}")
-    table = np.asarray(blocks, np.int64)[index]
+    try:
+        table = np.asarray(blocks, np.int64)[index]
+    except OverflowError:
+        raise ValueError(f"the block table names a block outside the pool of {layout.num_blocks}") from None
     if table.min() < 0 or table.max() >= layout.num_blocks:
         raise ValueError(f"the block table names a block outside the pool of {layout.num_blocks}")
     return table * layout.block_bytes + tokens % layout.block_size * layout.token_bytes

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
 from kvtransfer.copies import CopyRanges, copy_ranges
-from kvtransfer.layout import Copies
+from kvtransfer.layout import MAX_POOL_BYTES, Copies
 from kvtransfer.memory import Region
 
 
@@ -27,7 +27,7 @@ class TransportOffer(msgspec.Struct, frozen=True, kw_only=True):
     transport: str  # "shm" | "tcp"
     host_id: str  # equal on two endpoints that share a kernel: boot id plus network namespace
     address: dict[str, str | int]
-    pool_bytes: int
+    pool_bytes: Annotated[int, msgspec.Meta(ge=1, le=2 * MAX_POOL_BYTES)]  # with what lies behind the pool
 
 
 class Connected(msgspec.Struct, frozen=True):

@@ -181,7 +181,8 @@ def test_pools_of_different_models_are_refused(change: dict[str, int | str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("source", "destination"), [([0], [0, 1]), ([0, 1], [0]), ([0, 200], [0, 1]), ([0, 1], [-1, 0])]
+    ("source", "destination"),
+    [([0], [0, 1]), ([0, 1], [0]), ([0, 200], [0, 1]), ([0, 1], [-1, 0]), ([0, 1 << 63], [0, 1])],
 )
 def test_short_tables_and_strange_blocks_are_refused(source: list[int], destination: list[int]) -> None:
     with pytest.raises(ValueError, match="table"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
 from kvtransfer.transfer import TransportOffer, choose, host_id
@@ -40,6 +43,13 @@ def test_a_required_transport_is_used_or_refused_never_replaced() -> None:
     assert choose(both, both, ALL, require="tcp").transport == "tcp"
     with pytest.raises(ValueError, match="shm wanted here, shm, tcp offered there"):
         choose(both, [offer("shm", "there"), offer("tcp", "there")], ALL, require="shm")
+
+
+@pytest.mark.parametrize("num_bytes", [-1, 0, 1 << 50, 1 << 63, 10**30])
+def test_an_offer_of_a_pool_of_no_possible_size_is_refused_where_it_is_parsed(num_bytes: int) -> None:
+    told = {"transport": "tcp", "host_id": "there", "address": {}, "pool_bytes": num_bytes}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(json.dumps(told), type=TransportOffer)
 
 
 def test_a_host_has_one_id() -> None:
