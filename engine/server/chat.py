@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -28,7 +29,7 @@ from engine.core import TokenLogprobs
 from engine.server.answering import answer
 from engine.server.body import read_body
 from engine.server.choice import Piece
-from engine.server.encoding import encode_prompt
+from engine.server.encoding import encode_prompts
 from engine.server.handoff import handoff_of
 from engine.server.job import Job, make_job
 from engine.server.logprobs import finite
@@ -37,19 +38,23 @@ from engine.server.service import SERVICE, Service, adopt_request_id
 from engine.text.template import Message
 from engine.text.vocabulary import Vocabulary
 
+LONG_BODY_BYTES: Final = 65_536  # some ten milliseconds of many short messages
+
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    fields, ignored = decode_request(await read_body(request), ChatRequest)
+    body = await read_body(request)
+    fields, ignored = decode_request(body, ChatRequest)
     adopt_request_id(request, fields.request_id)
     service.check_model(fields.model)
     refuse_unsupported(fields)
     handoff = handoff_of(request, fields)
-    prompt = await encode_prompt(service, _render(service, fields), add_special_tokens=False)
+    text = await _rendered(service, fields, len(body))
+    prompts = await encode_prompts(service, [text], add_special_tokens=False)
     job = make_job(
         service,
         fields,
-        [prompt],
+        prompts,
         default_max_tokens=None,
         logprobs=_logprobs(fields),
         handoff=handoff,
@@ -65,6 +70,13 @@ def _logprobs(fields: ChatRequest) -> int | None:
     if fields.top_logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     return None
+
+
+async def _rendered(service: Service, fields: ChatRequest, body_bytes: int) -> str:
+    """In a thread when there is so much that the template could hold up the event loop."""
+    if body_bytes < LONG_BODY_BYTES:
+        return _render(service, fields)
+    return await asyncio.to_thread(_render, service, fields)
 
 
 def _render(service: Service, fields: ChatRequest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,7 @@ from engine.core import TokenLogprobs
 from engine.server.answering import answer
 from engine.server.body import read_body
 from engine.server.choice import Piece
-from engine.server.encoding import check_token_ids, encode_prompt
+from engine.server.encoding import check_token_ids, encode_prompts
 from engine.server.handoff import handoff_of
 from engine.server.job import Job, make_job
 from engine.server.logprobs import finite
@@ -36,7 +37,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     refuse_unsupported(fields)
     _check_echo(fields)
     handoff = handoff_of(request, fields)
-    prompts = [await _encode(service, prompt) for prompt in split_prompts(fields)]
+    prompts = await _encode(service, split_prompts(fields))
     job = make_job(
         service,
         fields,
@@ -66,10 +67,10 @@ def split_prompts(fields: CompletionRequest) -> list[str | list[int]]:
     return prompts
 
 
-async def _encode(service: Service, prompt: str | list[int]) -> list[int]:
-    if isinstance(prompt, list):
-        return check_token_ids(service, prompt)
-    return await encode_prompt(service, prompt, add_special_tokens=True)
+async def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    ids = [check_token_ids(service, prompt) for prompt in prompts if isinstance(prompt, list)]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return ids or await encode_prompts(service, texts, add_special_tokens=True)
 
 
 def _check_echo(fields: CompletionRequest) -> None:

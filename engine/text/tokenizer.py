@@ -44,16 +44,18 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """`add_special_tokens` for plain prompts (BOS where the model wants it), not for rendered chats."""
-        # The batch call, other than the single one, lets other Python threads run meanwhile.
-        encoding = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
-        ids: list[int] = encoding.ids
-        return ids
+        return self._encode([text], add_special_tokens)[0]
 
-    async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
-        """`encode`, in a thread when the text is long enough to hold up the event loop."""
-        if len(text) < LONG_TEXT_CHARACTERS:
-            return self.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.encode, text, add_special_tokens)
+    async def encode_async(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """`encode` of each, in a thread when together they are long enough to hold up the event loop."""
+        if sum(map(len, texts)) < LONG_TEXT_CHARACTERS:
+            return self._encode(texts, add_special_tokens)
+        return await asyncio.to_thread(self._encode, texts, add_special_tokens)
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        # The batch call, other than the single one, lets other Python threads run meanwhile.
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.api.errors import InvalidRequest, Overloaded, Unavailable
 from engine.core import Delta, FinishReason, Request
+from engine.text.template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
 from tests.unit.api_server import ApiServer, ids, serve
 from tests.unit.fake_core import says
 
@@ -151,6 +156,36 @@ async def test_json_is_read_whatever_its_content_type_says(server: ApiServer) ->
         server.url + TEXT, data=b'{"prompt":"x"}', headers={"Content-Type": "text/plain"}
     ) as reply:
         assert reply.status == 200
+
+
+@pytest.mark.parametrize(
+    ("work", "path", "body"),
+    [
+        (Tokenizer._encode, TEXT, {"prompt": ["one two three " * 90] * 100}),
+        (ChatTemplate.render, CHAT, {"messages": [USER] * 3000}),
+    ],
+)
+async def test_much_that_is_small_is_read_beside_the_event_loop(
+    server: ApiServer, work: Callable[..., Any], path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        threads.append(threading.get_ident())
+        return work(*arguments, **named)
+
+    owner = {"_encode": Tokenizer, "render": ChatTemplate}[work.__name__]
+    monkeypatch.setattr(owner, work.__name__, watched)
+    await server.post(path, body)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_a_token_that_only_the_tokenizer_has_is_400(server: ApiServer) -> None:
+    server.core.model = msgspec.structs.replace(server.core.model, vocab_size=10)
+    status, reply = await server.post(TEXT, {"prompt": "x"})
+    assert (status, server.core.requests) == (400, [])
+    assert "outside the vocabulary of 10" in reply["error"]["message"]
 
 
 async def test_an_unknown_model_is_404(server: ApiServer) -> None:

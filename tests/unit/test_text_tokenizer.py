@@ -69,8 +69,8 @@ def test_the_lower_bound_of_tokens_is_one(tokenizer: Tokenizer, text: str) -> No
 
 
 async def test_long_texts_encode_alike(tokenizer: Tokenizer) -> None:
-    text = "word " * 10_000
-    assert await tokenizer.encode_async(text, True) == tokenizer.encode(text, True)
+    texts = ["word " * 10_000, "a word"]
+    assert await tokenizer.encode_async(texts, True) == [tokenizer.encode(text, True) for text in texts]
 
 
 def test_a_final_message_can_be_continued(tokenizer: Tokenizer) -> None:
