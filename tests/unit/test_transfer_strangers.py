@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -145,11 +146,13 @@ def test_a_readmitted_peer_needs_the_new_secret(owner: Reader) -> None:
         hello("shm", nonce=b"short"),
     ],
 )
-def test_garbage_is_refused_and_costs_nothing(owner: Reader, greeting: bytes) -> None:
+def test_garbage_is_refused_and_costs_nothing(owner: Reader, greeting: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with dial(owner.endpoint.offer()) as sock:
         sock.sendall(greeting)
         assert receive(sock, 1) == b""
     assert serves(owner)
+    gc.collect()  # an exception that nobody has asked for is told now
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_silent_strangers_are_bounded_and_let_go_in_time(owner: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
