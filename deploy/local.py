@@ -162,7 +162,8 @@ def _keys(settings: LocalSettings) -> Keys:
 
 
 def _reachable(host: str, port: int) -> str:
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _run(cluster: Cluster, settings: LocalSettings) -> None:

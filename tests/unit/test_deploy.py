@@ -95,6 +95,21 @@ def test_the_plan_names_every_process_and_lets_the_users_flags_win() -> None:
     assert len({member.url for member in members}) == 4
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8123"),
+        ("10.0.0.5", "http://10.0.0.5:8123"),
+        ("::", "http://[::1]:8123"),  # listened on without 127.0.0.1
+        ("::1", "http://[::1]:8123"),
+    ],
+)
+def test_engines_are_given_an_address_of_the_proxy_that_works(host: str, url: str) -> None:
+    proxy, *engines = plan(read(LocalSettings, ["--host", host, "--port", "8123"], "deploy.local", ""), [], [])
+    assert proxy.url == url
+    assert all(engine.flags[engine.flags.index("--proxy-url") + 1] == url for engine in engines)
+
+
 @pytest.mark.parametrize("argv", [["--prefill", "0"], ["--prefill", "0", "--decode", "0"]])
 def test_a_cluster_that_cannot_answer_is_refused(argv: list[str]) -> None:
     with pytest.raises(SettingsError):
