@@ -83,6 +83,8 @@ class Requests:
     def _tell(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Delta:
         sequence.tokens.append(token)
         self.output_tokens += 1
+        if sequence.num_output == 1:
+            self.cached_tokens += sequence.num_cached
         delta = self._delta(sequence)
         delta.tokens.append(token)
         if logprobs is not None:
@@ -92,8 +94,6 @@ class Requests:
     def _delta(self, sequence: Sequence) -> Delta:
         request_id = sequence.request.id
         if request_id not in self._outbox:
-            if sequence.num_output <= 1:
-                self.cached_tokens += sequence.num_cached
             self._outbox[request_id] = Delta(request_id=request_id, cached_tokens=sequence.num_cached)
         return self._outbox[request_id]
 

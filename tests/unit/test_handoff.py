@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from engine.api.errors import error_of
 from engine.core import FinishReason, TokenLogprobs
 from kvtransfer import epochs
-from kvtransfer.protocol import Done, Key
+from kvtransfer.protocol import Done, Fail, Key
 from tests.unit.toy_engines import DECODE, PREFILL, VOCABULARY, Pair, expected_answer, toy_request
 
 PROMPT = list(range(1, 22))
+ANNOUNCED = Done(
+    Key(7, 0), epoch=1, epoch_slot=0, blocks=list(range(6)), num_computed=21, first_token=1, logprobs=b"", num_cached=0
+)
 
 
 def test_decode_continues_what_prefill_read() -> None:
@@ -245,6 +248,19 @@ def test_a_known_prefix_is_neither_computed_nor_pulled_again() -> None:
     pair.assert_whole()
 
 
+def test_cached_tokens_are_counted_once() -> None:
+    """Also when the hand-off fails right after its first token."""
+    pair = Pair()
+    taken = pair.take(7, PROMPT, 5, first_token=1)
+    pair.decode.step()
+    pair.decode.engine.taking.told(PREFILL, msgspec.structs.replace(ANNOUNCED, num_cached=8))
+    pair.decode.step()
+    pair.decode.engine.taking.told(PREFILL, Fail(Key(7, 0), "expired", unknown=True))
+    pair.decode.step()
+    assert pair.decode.answers[taken].last is not None
+    assert pair.decode.engine.requests.cached_tokens == 8
+
+
 def test_a_salt_keeps_prefixes_apart() -> None:
     pair = Pair()
     for salt in ("a", "b", "a"):
@@ -254,11 +270,6 @@ def test_a_salt_keeps_prefixes_apart() -> None:
         cached = pair.decode.engine.requests.cached_tokens
         pair.decode.answers.clear()
     assert cached == 20
-
-
-ANNOUNCED = Done(
-    Key(7, 0), epoch=1, epoch_slot=0, blocks=list(range(6)), num_computed=21, first_token=1, logprobs=b"", num_cached=0
-)
 
 
 @pytest.mark.parametrize(
