@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import msgspec
 import zmq
@@ -23,8 +22,9 @@ import zmq
 from engine.api.errors import Conflict, InvalidRequest, TandemError, Unavailable
 from engine.core import ModelInfo
 from engine.messages import LinkStats
+from engine.migrate import control
 from kvtransfer.layout import Copies, KVLayout
-from kvtransfer.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION, EndpointInfo, FromOwner, FromReader
+from kvtransfer.protocol import PROTOCOL_VERSION, EndpointInfo, FromOwner, FromReader
 from kvtransfer.transfer import Connection, Endpoint, TransportOffer, choose
 
 logger = logging.getLogger(__name__)
@@ -32,27 +32,24 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 MAX_RETRY_PAUSE_S = 10.0
 MAX_PAIRINGS = 1024
-MAX_ROUTING_ID_BYTES = 255  # ZMQ's bound
-CONTROL_QUEUE = 10_000  # messages waiting for one peer, before it counts as unreachable
 
 _encode = msgspec.msgpack.Encoder().encode
 
 Answer = Callable[[str | TandemError], None]  # the transport's name, or why there is no link
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pairing:
     """What we handed to one peer."""
 
-    peer: str
-    me: str
+    me: str  # the id under which it knows us
     routing_id: bytes
     secret: bytes
 
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """A peer whose pool we read. Implements taking.Source."""
+    """A peer whose pool we read. Implements handoff.Source."""
 
     peer: str
     info: EndpointInfo
@@ -61,7 +58,6 @@ class Link:
     gigabytes_per_s: float = 0.0
     connected: bool = False
     failed: set[str] = field(default_factory=set)  # transports tried in vain in this round
-    deadline: float = 0.0  # of the connect under way
     retry_at: float | None = None
     retry_pause_s: float = 0.25
     answers: list[Answer] = field(default_factory=list)  # who waits for the connect under way
@@ -79,22 +75,11 @@ class Link:
         return self.connection.transport if self.connection is not None else ""
 
     def send(self, message: FromReader) -> bool:
-        return _send(self.control, [_encode(message)])
+        return control.send(self.control, [_encode(message)])
 
     def pull(self, transfer_id: int, copies: Copies, deadline_s: float) -> None:
         assert self.connection is not None, "only connected links are handed out"
         self.connection.pull(transfer_id, copies, deadline_s)
-
-
-def _send(socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
-    """False when the peer is gone or does not read; never waits."""
-    try:
-        socket.send_multipart(frames, zmq.NOBLOCK)
-    except zmq.ZMQError as error:
-        if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH, zmq.ENOTSOCK):
-            raise
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +115,7 @@ class Links:
         self._pairings: dict[str, Pairing] = {}
         self._readers: dict[bytes, str] = {}  # routing id -> peer
         self._links: dict[str, Link] = {}
-        self.router = context.socket(zmq.ROUTER)
-        _configure(self.router)
-        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        port = self.router.bind_to_random_port(f"tcp://{host}")
-        self.control_address = f"tcp://{host}:{port}"
+        self.router, self.control_address = control.listen(context, host)
 
     def initialize(self, peer: str, me: str) -> EndpointInfo:
         """What the peer needs to read from us; the same again when it asks again."""
@@ -143,11 +123,12 @@ class Links:
         if pairing is None:
             if len(self._pairings) >= MAX_PAIRINGS:
                 raise Unavailable(f"this engine is paired with {MAX_PAIRINGS} engines already; drop one first")
-            pairing = Pairing(peer, me, secrets.token_bytes(16), secrets.token_bytes(32))
+            pairing = Pairing(me, secrets.token_bytes(16), secrets.token_bytes(32))
             self._pairings[peer] = pairing
             self._readers[pairing.routing_id] = peer
             for endpoint in self._endpoints.values():
                 endpoint.admit(peer, self._proof(pairing.secret))
+        pairing.me = me
         return EndpointInfo(
             tandem=PROTOCOL_VERSION,
             engine_id=me,
@@ -167,13 +148,13 @@ class Links:
         if link is not None and link.info == info:
             self._await(link, answer)
             return
-        control = self._dial(control_address, info) if self._policy.reads else None
+        socket = self._dial(control_address, info) if self._policy.reads else None
         if link is not None:
             self._close(link, "the peer has restarted")
-        if control is None:
+        if socket is None:
             answer(self._choose(info, set()).transport)
             return
-        link = Link(peer, info, control)
+        link = Link(peer, info, socket)
         self._links[peer] = link
         link.answers.append(answer)
         self._attempt(link)
@@ -194,7 +175,7 @@ class Links:
 
     def send_to_reader(self, reader: str, message: FromOwner) -> bool:
         pairing = self._pairings.get(reader)
-        return pairing is not None and _send(self.router, [pairing.routing_id, _encode(message)])
+        return pairing is not None and control.send(self.router, [pairing.routing_id, _encode(message)])
 
     def reader_of(self, routing_id: bytes) -> str | None:
         """Who speaks on our control channel; None is a stranger."""
@@ -255,15 +236,15 @@ class Links:
         try:
             info = msgspec.json.decode(endpoint_info, type=EndpointInfo)
             bytes.fromhex(info.secret)
-            if not 0 < len(bytes.fromhex(info.routing_id)) <= MAX_ROUTING_ID_BYTES:
-                raise ValueError(f"its routing_id has not 1 to {MAX_ROUTING_ID_BYTES} bytes")
+            if not 0 < len(bytes.fromhex(info.routing_id)) <= control.MAX_ROUTING_ID_BYTES:
+                raise ValueError(f"its routing_id has not 1 to {control.MAX_ROUTING_ID_BYTES} bytes")
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidRequest(f"endpoint_info of {peer} is not one of this engine's kind: {error}") from error
         if info.tandem != PROTOCOL_VERSION:
             raise InvalidRequest(f"{peer} speaks transfer protocol {info.tandem}, this engine {PROTOCOL_VERSION}")
         if info.model != self._model.name:
             raise InvalidRequest(f"{peer} serves {info.model!r}, this engine {self._model.name!r}: their KV differs")
-        if not _is_tcp_address(control_address):
+        if not control.is_address(control_address):
             raise InvalidRequest(f"zmq_address is {control_address!r}, expected tcp://host:port")
         self._check_layout(peer, info.layout)
         return info
@@ -277,15 +258,10 @@ class Links:
             raise InvalidRequest(f"{peer} describes an empty pool")
 
     def _dial(self, control_address: str, info: EndpointInfo) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        _configure(socket)
         try:
-            socket.setsockopt(zmq.ROUTING_ID, bytes.fromhex(info.routing_id))
-            socket.connect(control_address)
+            return control.dial(self._context, control_address, bytes.fromhex(info.routing_id))
         except zmq.ZMQError as error:
-            socket.close(linger=0)
             raise InvalidRequest(f"zmq_address {control_address!r} cannot be connected to: {error}") from error
-        return socket
 
     def _attempt(self, link: Link) -> None:
         """Connects by the best transport not yet tried in this round; when none is left, pauses."""
@@ -340,21 +316,3 @@ class Links:
     def _proof(self, secret: bytes) -> bytes:
         """Both the link's secret and the cluster key are needed to read a pool."""
         return hmac.digest(self._policy.cluster_key, secret, "sha256")
-
-
-def _is_tcp_address(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
-    except ValueError:  # a port out of range, or half an IPv6 address
-        return False
-
-
-def _configure(socket: zmq.Socket[bytes]) -> None:
-    socket.setsockopt(zmq.SNDHWM, CONTROL_QUEUE)
-    socket.setsockopt(zmq.RCVHWM, CONTROL_QUEUE)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)  # a peer that was frozen is tried afresh, a silent stranger is let go
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -11,7 +11,9 @@ import zmq
 
 from engine.api.errors import Conflict, InvalidRequest, TandemError, Unavailable
 from engine.migrate.links import LinkPolicy, Links
+from kvtransfer.layout import Copies
 from kvtransfer.protocol import EndpointInfo
+from kvtransfer.transfer import Connection, Endpoint, TransportOffer
 from tests.unit.fake_core import LAYOUT, MODEL
 
 ME, PEER = "http://127.0.0.1:1", "http://127.0.0.1:2"
@@ -101,3 +103,48 @@ def test_nobody_is_connected_unannounced(links: Links, info: EndpointInfo) -> No
     links.disconnect(PEER)
     with pytest.raises(Conflict, match="p2p_initialize comes first"):
         connect(links, info)
+
+
+class Dialled:
+    """A transport that only remembers under which id it was asked to connect."""
+
+    transport = "tcp"
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def offer(self) -> TransportOffer:
+        return TransportOffer(transport="tcp", host_id="here", address={}, pool_bytes=1)
+
+    def admit(self, peer_id: str, secret: bytes) -> None:
+        pass
+
+    def connect(self, peer_id: str, offer: TransportOffer, my_id: str, secret: bytes, deadline_s: float) -> Connection:
+        self.ids.append(my_id)
+        return Hung(peer_id)
+
+
+class Hung:
+    transport = "tcp"
+
+    def __init__(self, peer_id: str) -> None:
+        self.peer_id = peer_id
+
+    def pull(self, transfer_id: int, copies: Copies, deadline_s: float) -> None:
+        raise AssertionError("it never connected")
+
+    def close(self) -> None:
+        pass
+
+
+def test_we_are_who_the_last_introduction_said() -> None:
+    """Whoever introduces engines may come to know us by another address: the peer has admitted that one."""
+    policy = LinkPolicy(cluster_key=b"", transports=("tcp",), require_transport=None, reads=True)
+    dialled = Dialled()
+    with zmq.Context() as context:
+        links = Links(context, "127.0.0.1", "one", MODEL, LAYOUT, {"tcp": cast(Endpoint, dialled)}, policy)
+        links.initialize(PEER, ME)
+        info = links.initialize(PEER, "http://10.0.0.1:1")
+        connect(links, msgspec.structs.replace(info, engine_id=PEER))
+        links.close()
+    assert dialled.ids == ["http://10.0.0.1:1"]

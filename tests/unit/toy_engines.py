@@ -77,7 +77,7 @@ class ToyExecutor:
 
 
 class ToySource:
-    """Implements taking.Source: reads another engine's region, a piece at a time."""
+    """Implements handoff.Source: reads another engine's region, a piece at a time."""
 
     def __init__(self, reader: ToyEngine, owner: ToyEngine) -> None:
         self.reader, self.owner = reader, owner
