@@ -154,6 +154,11 @@ async def test_what_shows_no_secret_is_open(keyed: ProxyProcess, path: str) -> N
         assert reply.status == 200
 
 
+async def test_keys_for_users_alone_are_warned_of() -> None:
+    async with running_proxy("--api-key", "user-1") as proxy:
+        await proxy.until_logged("without --cluster-key")
+
+
 async def test_sigterm_lets_streams_end_and_exits_0() -> None:
     proceed = asyncio.Event()
 
