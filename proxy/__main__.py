@@ -64,7 +64,7 @@ async def serve(settings: ProxySettings) -> int:
     try:
         await _listen(runner, settings)
         if settings.api_key and not settings.cluster_key_text:
-            log.warning("without --cluster-key anybody may register an engine here, and be sent requests with their keys")
+            log.warning("without --cluster-key anybody may register an engine and be sent requests with their keys")
         await stopped.wait()
         log.info("stopping; requests under way have %g s to end", settings.drain_timeout)
     except OSError as error:
