@@ -49,6 +49,21 @@ class Assembly:
 
 def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], incarnation: str) -> Assembly:
     """Loads the model and builds everything around it. ValueError, MemoryError and OSError say what to change."""
+    executor = _load(settings)
+    layout = executor.layout(blocks_within(executor, settings.kv_cache_bytes))
+    region = Region.allocate(epochs.region_bytes(layout))
+    executor.attach(region.buffer[: layout.pool_bytes])
+    executor.warm_up()
+    model = _model_info(executor, layout)
+    endpoints = {
+        name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
+    }
+    links = Links(context, settings.transfer_host, incarnation, model, layout, endpoints, _policy(settings))
+    engine = _engine(settings, executor, model, layout, region, links, incarnation)
+    return Assembly(model, engine, links, endpoints, region)
+
+
+def _load(settings: CoreSettings) -> LocalExecutor:
     executor = LocalExecutor(
         settings.model,
         served_name=settings.served_model_name,
@@ -59,34 +74,32 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
         max_model_len=settings.max_model_len,
         cpu_cores=settings.cpu_cores,
     )
-    layout = executor.layout(blocks_within(executor, settings.kv_cache_bytes))
-    region = Region.allocate(epochs.region_bytes(layout))
-    executor.attach(region.buffer[: layout.pool_bytes])
-    executor.warm_up()
-    model = _model_info(executor, layout)
-    if model.device != "cpu" and settings.role is not Role.HYBRID:
+    if executor.model_info(1).device != "cpu" and settings.role is not Role.HYBRID:
         raise ValueError("no transport reads device memory yet: use --role hybrid on a GPU, or --device cpu")
-    endpoints = {
-        name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports
-    }
-    requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
-    prefixes = PrefixCache(pool, settings.prefix_cache)
-    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens)
-    policy = LinkPolicy(
+    return executor
+
+
+def _policy(settings: CoreSettings) -> LinkPolicy:
+    return LinkPolicy(
         cluster_key=settings.cluster_key,
         transports=settings.transports,
         require_transport=settings.require_transport,
         reads=settings.role is not Role.PREFILL,
     )
-    links = Links(
-        context,
-        settings.transfer_host,
-        incarnation,
-        model,
-        layout,
-        endpoints,
-        policy,
-    )
+
+
+def _engine(
+    settings: CoreSettings,
+    executor: Executor,
+    model: ModelInfo,
+    layout: KVLayout,
+    region: Region,
+    links: Links,
+    incarnation: str,
+) -> Engine:
+    requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
+    prefixes = PrefixCache(pool, settings.prefix_cache)
+    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens)
     leases = LeaseTable(epochs.owner_words(layout, region.buffer), settings.lease_seconds)
     giving = Giving(scheduler, requests, leases, links.send_to_reader, incarnation, settings.handoff_timeout)
     taking = Taking(
@@ -99,7 +112,7 @@ def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], in
         renew_s=settings.lease_seconds / RENEWALS_PER_LEASE,
     )
     links.on_source_lost = taking.source_lost
-    return Assembly(model, Engine(executor, scheduler, requests, giving, taking), links, endpoints, region)
+    return Engine(executor, scheduler, requests, giving, taking)
 
 
 def _model_info(executor: Executor, layout: KVLayout) -> ModelInfo:

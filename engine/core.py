@@ -123,7 +123,7 @@ class Status(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The running state of one request. Invariant: num_computed <= len(tokens) - (0 or 1), see `num_missing`."""
+    """The running state of one request."""
 
     request: Request
     arrival: float  # time.monotonic() seconds
@@ -133,8 +133,6 @@ class Sequence:
     status: Status = Status.WAITING
     digests: list[bytes] = field(default_factory=list)  # names of its full blocks, see cache/prefix.py
     num_cached: int = 0  # prompt tokens that were found computed
-    num_preempted: int = 0
-    aborted: bool = False
 
     @classmethod
     def of(cls, request: Request, arrival: float) -> Sequence:
@@ -183,7 +181,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler and the API need to know of the loaded model."""
 
     name: str
-    max_model_len: int  # tokens, prompt and output together
+    max_model_len: int  # tokens, prompt and output together; the pool holds as many
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     num_blocks: int

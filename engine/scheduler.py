@@ -165,7 +165,6 @@ class Scheduler:
         self.running.remove(victim)
         self._free(victim)
         victim.status, victim.num_computed = Status.WAITING, 0
-        victim.num_preempted += 1
         self.preemptions += 1
         self.add(victim)
 

@@ -21,7 +21,7 @@ def sampling_params(
 ) -> SamplingParams:
     """Of one prompt's choices, but for the seed (see `choice_seed`). `prompt_length` in tokens.
 
-    `default_max_tokens` None means as many as fit the model and the pool. Raises InvalidRequest.
+    `default_max_tokens` None means as many as fit. Raises InvalidRequest.
     """
     max_tokens = _max_tokens(request, prompt_length, default_max_tokens, model)
     stops = () if request.ignore_eos else model.eos_token_ids
@@ -74,8 +74,7 @@ def _max_tokens(request: CommonRequest, prompt_length: int, default: int | None,
         )
     asked = request.max_completion_tokens or request.max_tokens
     if asked is None:
-        fits = min(room, max(model.num_blocks * model.block_size - prompt_length, 1))
-        return fits if default is None else min(default, fits)
+        return room if default is None else min(default, room)
     if asked > room:
         raise InvalidRequest(
             f"The prompt has {prompt_length} tokens and max_tokens asks for {asked} more, and this model holds "

@@ -76,11 +76,6 @@ class BlockPool:
             else:
                 heapq.heappush(self._blank, block)
 
-    def forget_kept(self) -> None:
-        """Blanks every kept block."""
-        while self._kept:
-            heapq.heappush(self._blank, self._evict())
-
     def _take(self) -> int:
         block = heapq.heappop(self._blank) if self._blank else self._evict()
         self._holders[block] = 1

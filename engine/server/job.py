@@ -82,21 +82,7 @@ def _params(
     params = sampling_params(fields, len(prompt), default_max_tokens, logprobs, service.client.model)
     if handoff is not None and handoff.gives:
         params = msgspec.structs.replace(params, max_tokens=1)
-    _check_pool(service, len(prompt) + params.max_tokens)
     return params
-
-
-def _check_pool(service: Service, num_tokens: int) -> None:
-    model = service.client.model
-    capacity = model.num_blocks * model.block_size
-    # The last token's KV is never written.
-    if num_tokens - 1 > capacity:
-        raise InvalidRequest(
-            f"Prompt and answer may take {num_tokens} tokens, and this engine's KV pool holds {capacity}: "
-            "ask for fewer, or serve with a larger --kv-cache-memory",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )
 
 
 def _check_count(service: Service, num_requests: int) -> None:

@@ -117,7 +117,7 @@ def test_an_unset_length_is_cut_to_what_fits_and_an_explicit_one_is_not() -> Non
     assert params(prompt_length=505, max_tokens=7).max_tokens == 7
     with pytest.raises(InvalidRequest, match="ask for at most 7"):
         params(prompt_length=505, max_tokens=8)
-    small_pool = msgspec.structs.replace(MODEL, num_blocks=2)
+    small_pool = msgspec.structs.replace(MODEL, max_model_len=32)
     assert params(small_pool, prompt_length=30).max_tokens == 2
 
 
