@@ -14,6 +14,7 @@ class DenseBFloat16 final : public PackedWeight {
     DenseBFloat16(const Matrix& matrix, bool gated);
     void multiply(const Input&, int64_t first_row, int64_t num_rows, int64_t panel, const Output&) const override;
     void row(int64_t index, float* items) const override;
+    const char* panel_items(int64_t index) const override { return reinterpret_cast<const char*>(panel(index)); }
     Kind input_kind() const override { return Kind::bfloat16; }
     int64_t num_bytes() const override { return static_cast<int64_t>(memory_.size()); }
 
@@ -29,6 +30,7 @@ class DenseFloat32 final : public PackedWeight {
     DenseFloat32(const Matrix& matrix, bool gated);
     void multiply(const Input&, int64_t first_row, int64_t num_rows, int64_t panel, const Output&) const override;
     void row(int64_t index, float* items) const override;
+    const char* panel_items(int64_t index) const override { return reinterpret_cast<const char*>(panel(index)); }
     Kind input_kind() const override { return Kind::float32; }
     int64_t num_bytes() const override { return static_cast<int64_t>(memory_.size()); }
 

@@ -9,6 +9,7 @@ namespace tandem {
 namespace {
 
 constexpr int64_t input_bytes_at_once = 1 << 20;  // half of a core's second-level cache
+constexpr int64_t bytes_ahead = 256 << 10;  // of weights: an eighth of that cache
 constexpr int64_t tokens_at_once = 8;
 constexpr int64_t tokens_alone = 8;  // normalised by one thread in less time than a meeting takes
 
@@ -41,26 +42,29 @@ void Pass::work(Team& team, int member) {
     each_token(team, member, [this](int64_t token) { start_token(token); });
     for (int64_t layer = 0; layer < model_.num_layers(); layer++) run_layer(team, member, layer);
     if (batch_.num_sampled == 0) return;
-    const Product head = head_product();
-    team.meet(head.num_pieces(), [this] { normalise_sampled(); });
-    each_piece(team, member, [&](int64_t piece) { head.run(piece); });
+    multiply(team, member, head_product(), [this] { normalise_sampled(); });
     if (shape_.logit_soft_cap == 0) return;
     team.meet(batch_.num_sampled);
     each_piece(team, member, [this](int64_t row) { cap_logits(row); });
 }
 
 void Pass::run_layer(Team& team, int member, int64_t layer) {
-    const Product qkv = qkv_product(layer), output = output_product(layer);
-    const Product gate_up = gate_up_product(layer), down = down_product(layer);
-    normalise_then_deal(team, member, model_.layers[layer].attention_norm, qkv.num_pieces());
-    each_piece(team, member, [&](int64_t piece) { qkv.run(piece); });
+    const DecoderLayer& weights = model_.layers[layer];
+    normalise_then_multiply(team, member, weights.attention_norm, qkv_product(layer));
     run_attention(team, member, layer);
-    team.meet(output.num_pieces());
-    each_piece(team, member, [&](int64_t piece) { output.run(piece); });
-    normalise_then_deal(team, member, model_.layers[layer].mlp_norm, gate_up.num_pieces());
-    each_piece(team, member, [&](int64_t piece) { gate_up.run(piece); });
-    team.meet(down.num_pieces());
-    each_piece(team, member, [&](int64_t piece) { down.run(piece); });
+    multiply(team, member, output_product(layer));
+    normalise_then_multiply(team, member, weights.mlp_norm, gate_up_product(layer));
+    multiply(team, member, down_product(layer));
+}
+
+void Pass::multiply(Team& team, int member, const Product& product) {
+    multiply(team, member, product, [] {});
+}
+
+template <class Alone>
+void Pass::multiply(Team& team, int member, const Product& product, Alone alone) {
+    team.meet(product.num_pieces(), alone, product.ahead(member, team.size()));
+    each_piece(team, member, [&](int64_t piece) { product.run(piece); });
 }
 
 void Pass::run_attention(Team& team, int member, int64_t layer) {
@@ -103,13 +107,13 @@ void Pass::start_token(int64_t token) {
     }
 }
 
-void Pass::normalise_then_deal(Team& team, int member, const Vector& norm, int64_t next_pieces) {
+void Pass::normalise_then_multiply(Team& team, int member, const Vector& norm, const Product& product) {
     if (batch_.num_tokens > tokens_alone) {
         team.meet(num_token_groups());
         each_token(team, member, [&](int64_t token) { normalise(norm, token); });
-        return team.meet(next_pieces);
+        return multiply(team, member, product);
     }
-    team.meet(next_pieces, [&] {
+    multiply(team, member, product, [&] {
         for (int64_t token = 0; token < batch_.num_tokens; token++) normalise(norm, token);
     });
 }
@@ -216,6 +220,19 @@ int64_t Pass::Product::num_pieces() const {
 void Pass::Product::run(int64_t piece) const {
     const int64_t first = piece / weight.num_panels() * rows_at_once();
     weight.multiply(input, first, std::min(rows_at_once(), num_rows - first), piece % weight.num_panels(), output);
+}
+
+WeightsAhead Pass::Product::ahead(int member, int num_members) const {
+    const int64_t first = num_pieces() * member / num_members % weight.num_panels();
+    const char* const start = weight.panel_items(first);
+    return {start, std::min(start + bytes_ahead, weight.panel_items(weight.num_panels()))};
+}
+
+void WeightsAhead::operator()() {
+    constexpr int64_t line_bytes = 64, lines = 4;
+    if (next_ >= end_) return Team::relax();
+    for (int64_t i = 0; i < lines; i++) __builtin_prefetch(next_ + i * line_bytes, 0, 2);
+    next_ += lines * line_bytes;
 }
 
 }  // namespace tandem

@@ -9,6 +9,17 @@
 
 namespace tandem {
 
+// The weights that a thread will read first, asked for while it waits for the others.
+class WeightsAhead {
+   public:
+    WeightsAhead(const char* first, const char* end) : next_(first), end_(end) {}
+    void operator()();
+
+   private:
+    const char* next_;
+    const char* end_;
+};
+
 class Pass {
    public:
     Pass(const DecoderModel& model, const Batch& batch, const Pool& pool, Buffers& buffers);
@@ -25,13 +36,17 @@ class Pass {
         int64_t rows_at_once() const;
         int64_t num_pieces() const;
         void run(int64_t piece) const;
+        WeightsAhead ahead(int member, int num_members) const;
     };
 
     void work(Team& team, int member);
     void run_layer(Team& team, int member, int64_t layer);
     void run_attention(Team& team, int member, int64_t layer);
     void start_token(int64_t token);
-    void normalise_then_deal(Team& team, int member, const Vector& norm, int64_t next_pieces);
+    void normalise_then_multiply(Team& team, int member, const Vector& norm, const Product& product);
+    void multiply(Team& team, int member, const Product& product);
+    template <class Alone>
+    void multiply(Team& team, int member, const Product& product, Alone alone);
     void normalise(const Vector& norm, int64_t token);
     void normalise_sampled();
     void prepare(int64_t layer, int64_t token, int64_t kv_head);

@@ -16,16 +16,6 @@
 namespace tandem {
 namespace {
 
-constexpr int spins = 1000;  // some 50 µs: longer than a barrier of threads that all run, shorter than a time slice
-
-void relax() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 #if defined(__linux__)
 void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
@@ -45,11 +35,7 @@ void wake_all(std::atomic<uint32_t>&) {}
 bool bind_to(int) { return true; }
 #endif
 
-void wait_until_changed(std::atomic<uint32_t>& word, uint32_t value, std::atomic<int>& sleepers) {
-    for (int i = 0; i < spins; i++) {
-        if (word.load(std::memory_order_acquire) != value) return;
-        relax();
-    }
+void sleep_until_changed(std::atomic<uint32_t>& word, uint32_t value, std::atomic<int>& sleepers) {
     sleepers.fetch_add(1);
     while (word.load() == value) sleep_while(word, value);
     sleepers.fetch_sub(1);
@@ -70,7 +56,15 @@ bool Team::is_last() {
     return true;
 }
 
-void Team::wait_while(uint32_t round) { wait_until_changed(round_, round, sleepers_); }
+void Team::sleep_while(uint32_t round) { sleep_until_changed(round_, round, sleepers_); }
+
+void Team::relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
 
 void Team::let_go() { change(round_, sleepers_); }
 
@@ -130,7 +124,8 @@ void Threads::stop() {
 void Threads::work(int member, int core, uint32_t seen) {
     if (core >= 0) bind_to(core);
     for (;; seen++) {
-        wait_until_changed(started_, seen, sleepers_);
+        for (int i = 0; i < most_spins && started_.load(std::memory_order_acquire) == seen; i++) Team::relax();
+        sleep_until_changed(started_, seen, sleepers_);
         if (ending_) return;
         (*job_)(*team_, member);
         team_->meet(0);

@@ -15,22 +15,35 @@
 
 namespace tandem {
 
+// Some 50 µs of pauses: longer than threads that all run wait for each other, shorter than a time slice.
+constexpr int most_spins = 1000;
+
 class Team {
    public:
     explicit Team(int size);
 
-    // Waits for all members, then deals `num_pieces` for take(). The last to arrive does `alone` before any goes on.
-    template <class Function>
-    void meet(int64_t num_pieces, Function alone) {
+    // Waits for all members, then deals `num_pieces` for take(). The last to arrive does `alone` before any goes on; the
+    // others call `meanwhile` until then, which should take well below a microsecond.
+    template <class Alone, class Meanwhile>
+    void meet(int64_t num_pieces, Alone alone, Meanwhile meanwhile) {
         const uint32_t round = round_.load(std::memory_order_relaxed);
-        if (!is_last()) return wait_while(round);
+        if (!is_last()) {
+            for (int i = 0; i < most_spins; i++) {
+                if (round_.load(std::memory_order_acquire) != round) return;
+                meanwhile();
+            }
+            return sleep_while(round);
+        }
         alone();
         deal(num_pieces);
         let_go();
     }
     void meet(int64_t num_pieces) {
-        meet(num_pieces, [] {});
+        meet(num_pieces, [] {}, relax);
     }
+
+    // A breath of a thread that spins.
+    static void relax();
 
     // A piece in [0, num_pieces), each given out once; -1 when none is left. A member's own share comes first and in
     // order, so that it reads memory in order; who is done early helps the others.
@@ -45,7 +58,7 @@ class Team {
     };
 
     bool is_last();
-    void wait_while(uint32_t round);
+    void sleep_while(uint32_t round);
     void deal(int64_t num_pieces);
     void let_go();
 

@@ -56,6 +56,9 @@ class PackedWeight {
     // One row of W as float32, [columns]. Not for gated weights.
     virtual void row(int64_t index, float* items) const = 0;
 
+    // A panel's weights, one run of memory; panels follow each other.
+    virtual const char* panel_items(int64_t panel) const = 0;
+
     virtual Kind input_kind() const = 0;
     virtual int64_t num_bytes() const = 0;
 

@@ -110,7 +110,7 @@ def test_a_mixed_batch_is_the_same_as_one_by_one(checkpoints: Path, name: str) -
         assert_close(logits, expected(checkpoints / name, length)[count:], **TOLERANCE)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("windowed", ["llama", "mistral", "qwen2-windows"])
 def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed: str, data: st.DataObject) -> None:
@@ -179,7 +179,7 @@ def test_every_lesser_instruction_set_of_this_machine(isa: str) -> None:
     if isa == "sse2":
         pytest.skip("the same kernels as generic")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "chunks_then or narrow or mixed or refused"],
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "mixed and (llama3 or qwen3 or biased)"],
         env={**os.environ, "TANDEM_ISA": isa},
         capture_output=True,
         text=True,
