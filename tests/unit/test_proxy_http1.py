@@ -79,8 +79,7 @@ def test_a_chunk_longer_than_it_says_is_refused(data: bytes, hold_bytes: int) ->
     for cut in range(1, len(data)):
         framing = Chunked(hold_bytes)
         with pytest.raises(BadReply):
-            for piece in pieces(data, [cut]):
-                framing.feed(piece)
+            list(map(framing.feed, pieces(data, [cut])))
 
 
 def test_endless_size_lines_and_trailers_are_refused() -> None:
