@@ -74,7 +74,6 @@ class Key(msgspec.Struct, frozen=True, array_like=True):
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=1):
     key: Key
     incarnation: str  # of the owner, as the reader knows it: another one refuses
-    prompt_length: int
     promised: bool  # the owner's part may still be on its way; otherwise an unknown key fails at once
 
 

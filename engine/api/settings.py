@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ByteSize, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import ByteSize, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     @classmethod
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
         flag = cls.flags()[str(info.field_name)]
+        if flag.kind is SecretStr:
+            _refuse_empty(value)
         if flag.many:
             return _split(value)
         if flag.kind is ByteSize and isinstance(value, str):
@@ -111,11 +113,14 @@ class _Environment(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         prefix = self.config.get("env_prefix", "")
-        field_of = {flag.env: name for name, flag in flags_of(self.settings_cls, prefix).items()}
+        flags = flags_of(self.settings_cls, prefix)
+        field_of = {flag.env: name for name, flag in flags.items()}
         for name in os.environ:
             if prefix and name.startswith(prefix) and name not in field_of:
                 raise SettingsError(unknown_text("environment variable", name, field_of))
-        return {field: os.environ[name] for name, field in field_of.items() if os.environ.get(name)}
+        # An empty variable is an unset one, but for a key, where that would open what it was meant to lock.
+        given = {name: flag for name, flag in flags.items() if os.environ.get(flag.env) or flag.kind is SecretStr}
+        return {name: os.environ[flag.env] for name, flag in given.items() if flag.env in os.environ}
 
 
 class _YamlFile(PydanticBaseSettingsSource):
@@ -153,6 +158,13 @@ def _mapping(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: expected 'name: value' lines, got a {type(content).__name__}")
     return content
+
+
+def _refuse_empty(value: Any) -> None:
+    """A key from a variable that is not set must not open what it was meant to lock."""
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, str) and not item.strip(", "):
+            raise ValueError("is empty, which would leave the door open unseen: give a key, or leave the setting out")
 
 
 def _split(value: Any) -> Any:

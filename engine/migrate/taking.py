@@ -95,7 +95,7 @@ class Taking:
         handoff.num_pulled = sequence.num_computed
         self._handoffs[take.peer, key] = handoff
         promised = take.first_token is None
-        if not source.send(Want(key, source.incarnation, sequence.prompt_length, promised)):
+        if not source.send(Want(key, source.incarnation, promised)):
             self._fail(handoff, f"{take.peer} cannot be reached")
 
     def cancel(self, sequence: Sequence) -> None:

@@ -36,7 +36,7 @@ BROKEN = [
     encode([9, [1, 2]]),
     encode([5, [1]]),
     encode(Fail(Key(1, 2), "abc")).replace(b"abc", b"\xff\xfe\xfd"),  # a string that is not UTF-8
-    encode(Want(Key(1, 2), "abc", 3, True)).replace(b"abc", b"\xff\xfe\xfd"),
+    encode(Want(Key(1, 2), "abc", True)).replace(b"abc", b"\xff\xfe\xfd"),
     b"\x93" + encode(Release(Key(1, 2)))[1:] + b"\x91" * 100_000 + b"\x01",  # nested without end
 ]
 
@@ -100,7 +100,7 @@ def test_a_reader_that_says_nonsense(core: Core, broken: bytes) -> None:
     info = msgspec.msgpack.decode(core.call(Initialize(PEER, ME)).value, type=EndpointInfo)
     with core.dial(bytes.fromhex(info.routing_id)) as reader:
         reader.send(broken)
-        reader.send(encode(Want(Key(7, 0), "another incarnation", 3, True)))
+        reader.send(encode(Want(Key(7, 0), "another incarnation", True)))
         answer = msgspec.msgpack.decode(reader.recv(), type=Fail)
     assert answer.unknown
 

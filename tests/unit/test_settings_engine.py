@@ -81,3 +81,13 @@ def test_devices(device: str) -> None:
 
 def test_no_such_device() -> None:
     assert refusal("--device", "tpu").startswith("--device: ")
+
+
+@pytest.mark.parametrize("flag", ["--api-key", "--cluster-key"])
+def test_an_empty_key_is_refused(flag: str) -> None:
+    assert "is empty" in refusal(f"{flag}=")
+
+
+def test_an_empty_key_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_CLUSTER_KEY", "")
+    assert "is empty" in refusal()
