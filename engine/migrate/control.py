@@ -13,6 +13,7 @@ from kvtransfer.protocol import MAX_CONTROL_BYTES
 
 MAX_ROUTING_ID_BYTES = 255  # ZMQ's bound
 CONTROL_QUEUE = 10_000  # messages waiting for one peer, before it counts as unreachable
+HANDSHAKE_MS = 5000  # a peer that was frozen is dialled afresh, a silent stranger is let go
 HEARTBEAT_MS = 2000
 SILENCE_MS = 6000  # then the connection is dropped, and dialled again
 
@@ -67,6 +68,7 @@ def _socket(context: Context, kind: int) -> Socket:
     socket.setsockopt(zmq.RCVHWM, CONTROL_QUEUE)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
     return socket
