@@ -53,7 +53,9 @@ def _device(device: str) -> torch.device:
         raise ModelLoadError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:N")
     found = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= found:
-        raise ModelLoadError(f"device {device} was asked for, but torch sees {found} GPUs: expected an NVIDIA GPU and CUDA's torch")
+        raise ModelLoadError(
+            f"device {device} was asked for, but torch sees {found} GPUs: expected an NVIDIA GPU and CUDA's torch"
+        )
     return torch.device(device)
 
 
