@@ -11,15 +11,13 @@ from aiohttp.typedefs import Handler
 
 from engine.api.errors import (
     InvalidRequest,
-    MethodNotAllowed,
-    NotFound,
     Overloaded,
     TandemError,
-    TooLarge,
     Unauthorized,
     flat_body,
     openai_body,
 )
+from engine.api.refusal import refusal
 from proxy.keys import CLUSTER_ROUTES
 from proxy.relay import ABANDONED
 from proxy.service import SERVICE
@@ -57,15 +55,8 @@ def _as_error(request: web.Request, exception: Exception) -> TandemError:
     match exception:
         case TandemError():
             return exception
-        case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(exception.allowed_methods))
-            return MethodNotAllowed(f"{request.method} is not allowed on {request.path[:200]}; allowed: {allowed}")
-        case web.HTTPNotFound():
-            return NotFound(f"There is no route {request.path[:200]!r}; see /docs")
-        case web.HTTPRequestEntityTooLarge():
-            return TooLarge("The body is too long")
         case web.HTTPException() if exception.status < 500:
-            return InvalidRequest(exception.reason)
+            return refusal(request, exception)
         case web.RequestPayloadError():
             return InvalidRequest("The body cannot be read")
         case _:

@@ -15,16 +15,14 @@ from aiohttp.typedefs import Handler
 from engine.api import sse
 from engine.api.errors import (
     DeadlineExceeded,
-    InvalidRequest,
     MethodNotAllowed,
-    NotFound,
     Overloaded,
     TandemError,
-    TooLarge,
     Unauthorized,
     flat_body,
     openai_body,
 )
+from engine.api.refusal import refusal
 from engine.server.service import REQUEST_ID, REQUEST_ID_HEADER, SERVICE, STREAM
 
 log = logging.getLogger("engine.server")
@@ -73,15 +71,8 @@ def _as_error(request: web.Request, exception: Exception) -> TandemError:
     match exception:
         case TandemError():
             return exception
-        case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(exception.allowed_methods))
-            return MethodNotAllowed(f"{request.method} is not allowed on {request.path[:200]}; allowed: {allowed}")
-        case web.HTTPNotFound():
-            return NotFound(f"There is no route {request.path[:200]!r}; see /docs")
-        case web.HTTPRequestEntityTooLarge():
-            return TooLarge("The body is too large")
         case web.HTTPException() if exception.status < 500:
-            return InvalidRequest(exception.reason)
+            return refusal(request, exception)
         case TimeoutError():
             return DeadlineExceeded("The request was not done before its deadline")
         case _:
