@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from engine.attention.metadata import Batch
-from engine.attention.pool import PagedPool
-from engine.attention.reference import ReferenceAttention
 from engine.layers.placement import Placement
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
 from engine.models.errors import ModelLoadError
+from engine.run.torch_model import TorchModel
 from kernels import cpu
 from kvtransfer.layout import KVLayout
 
@@ -39,28 +38,6 @@ class RunnableModel(Protocol):
     def __call__(self, batch: Batch) -> Tensor:
         """Stores the batch's KV; returns the logits of the rows that sample, [sampled rows, vocab], valid until the
         next call. A pool must be attached."""
-
-
-class TorchModel:
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.config = decoder.config
-        self.place = decoder.place
-        self.num_parameters = decoder.num_parameters
-        self._attention: ReferenceAttention | None = None
-
-    def attach(self, layout: KVLayout, memory: memoryview) -> None:
-        # Where the device cannot reach the given memory, the pool is the device's own.
-        on_cpu = self.place.device.type == "cpu"
-        pool = PagedPool.over(layout, memory) if on_cpu else PagedPool.allocated(layout, self.place.device)
-        self._attention = ReferenceAttention(pool, self.config.windows)
-
-    def detach(self) -> None:
-        self._attention = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        assert self._attention is not None, "attach a pool before executing"
-        return self.decoder(batch, self._attention.plan(batch))
 
 
 def runnable(decoder: Decoder, num_threads: int | None, cpu_cores: Sequence[int]) -> RunnableModel:

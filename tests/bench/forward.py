@@ -20,7 +20,8 @@ from engine.core import Request, SamplingParams, Sequence, Step
 from engine.models.config import ModelConfig
 from engine.models.load import load_model
 from engine.models.resolve import resolve
-from engine.run.model import RunnableModel, TorchModel, runnable
+from engine.run.model import RunnableModel, runnable
+from engine.run.torch_model import TorchModel
 from kernels import cpu
 from kvtransfer.layout import KVLayout
 
