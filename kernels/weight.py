@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+from gguf.quants import quantize as gguf_quantize
+from numpy.typing import NDArray
 
 from kernels import _native
 from kernels._native import PackedWeight, pack
-from kernels.kinds import ITEM_TYPES, Floats, Indices, Items, Kind
+from kernels.formats import BLOCKS, Format, Quantization, item_type, row_items
+from kernels.kinds import ITEM_TYPES, Floats, Indices, Items, Kind, narrowed, widened
 
-__all__ = ["PackedWeight", "embed", "multiply", "pack_weight"]
+__all__ = ["PackedWeight", "Part", "embed", "multiply", "pack_parts", "pack_weight", "quantize"]
 
 
 def pack_weight(matrix: Items, kind: Kind, gated: bool = False) -> PackedWeight:
@@ -18,6 +27,48 @@ def pack_weight(matrix: Items, kind: Kind, gated: bool = False) -> PackedWeight:
     if matrix.dtype != ITEM_TYPES[kind]:
         raise TypeError(f"a matrix of {kind} comes as {ITEM_TYPES[kind].__name__}, not {matrix.dtype}")
     return pack(np.ascontiguousarray(matrix), kind, gated)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a matrix: [rows, inputs] of a kind, or [rows, bytes per row] as a GGUF file holds them."""
+
+    items: NDArray[Any]
+    format: Format
+
+
+def pack_parts(parts: Sequence[Part], columns: int, kind: Kind, gated: bool = False) -> PackedWeight:
+    """The parts' rows one below the other, [outputs, columns], copied. Quantized rows stay as small as they are: their
+    products are those of pack_weight over the same weights, dequantized to float32 and then rounded to `kind`.
+    `gated` as for pack_weight. Raises TypeError when items are not of their format, ValueError where sizes do not
+    fit."""
+    for part in parts:
+        _check_part(part, columns)
+    matrix = np.concatenate([_widened(part) for part in parts])
+    return pack_weight(narrowed(matrix, kind), kind, gated)
+
+
+def _check_part(part: Part, columns: int) -> None:
+    expected, width = item_type(part.format), row_items(part.format, columns)
+    if part.items.dtype != expected:
+        raise TypeError(f"{part.format} comes as {expected.__name__}, not {part.items.dtype}")
+    if part.items.ndim != 2 or part.items.shape[1] != width:
+        raise ValueError(f"{columns} columns of {part.format} are rows of {width} items, not {part.items.shape}")
+
+
+def _widened(part: Part) -> Floats:
+    if part.format == "float32" or part.format == "bfloat16" or part.format == "float16":
+        return widened(part.items, part.format)
+    items: Floats = dequantize(part.items, GGMLQuantizationType[part.format.upper()])
+    return items
+
+
+def quantize(matrix: Floats, format: Quantization) -> NDArray[np.uint8]:
+    """[rows, columns] to [rows, bytes per row], as a GGUF file holds them. Raises ValueError when the format's blocks
+    do not fill the columns."""
+    BLOCKS[format].row_bytes(matrix.shape[1])
+    rows: NDArray[np.uint8] = gguf_quantize(matrix, GGMLQuantizationType[format.upper()])
+    return rows
 
 
 def multiply(rows: Floats, weight: PackedWeight) -> Floats:
