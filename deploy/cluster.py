@@ -19,6 +19,7 @@ COUNTING_S = 3.0  # for an engine's counters to show a completion; they are abou
 
 PROMPT_TOKENS = "tandem_engine_prompt_tokens_total"
 TRANSFERRED_TOKENS = "tandem_engine_transferred_tokens_total"
+LOCAL_TOKENS = "tandem_engine_local_tokens_total"  # where a user lets decode compute prompts as long as ours
 
 
 class Failed(Exception):
@@ -170,5 +171,6 @@ class Cluster:
 
 
 def _has_worked(member: Member) -> bool:
-    counter = TRANSFERRED_TOKENS if member.role == "decode" else PROMPT_TOKENS
-    return probe.counters(member.url).get(counter, 0) > 0
+    signs = (TRANSFERRED_TOKENS, LOCAL_TOKENS) if member.role == "decode" else (PROMPT_TOKENS,)
+    counters = probe.counters(member.url)
+    return any(counters.get(sign, 0) > 0 for sign in signs)

@@ -10,6 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 QUESTION_S = 5.0
+# Longer than what a decode engine computes itself by default, so that the first completion tries the hand-off too.
+PROMPT = (
+    "Every country chooses one city for its government, and children learn the names of these cities at school. "
+    "The capital of Italy is Rome, with its old stones and fountains. The capital of Spain is Madrid, high on a dry "
+    "plain. The capital of Japan is Tokyo, the largest of them all. The capital of Egypt is Cairo, beside the river "
+    "Nile. The capital of Norway is Oslo, at the end of a long fjord. The capital of France is"
+)
 
 
 class NotReady(Exception):
@@ -37,8 +44,8 @@ def nodes(proxy_url: str, key: str | None) -> dict[str, dict[str, Any]]:
 
 
 def complete(proxy_url: str, model: str, key: str | None, deadline_s: float) -> str:
-    """The text of a short greedy completion through the proxy."""
-    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+    """The text of a few greedy tokens through the proxy."""
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
     reply = json.loads(ask(f"{proxy_url}/v1/completions", body, key, deadline_s))
     text: str = reply["choices"][0]["text"]
     return text

@@ -27,6 +27,7 @@ from kvtransfer.memory import Region
 from kvtransfer.transfer import Endpoint, open_endpoint
 
 RENEWALS_PER_LEASE = 4
+CHUNK_BESIDE_STREAMS = 64  # tokens: even streams are what a decode engine is for, also while it recomputes a prompt
 
 
 @dataclass(slots=True)
@@ -99,7 +100,8 @@ def _engine(
 ) -> Engine:
     requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
     prefixes = PrefixCache(pool, settings.prefix_cache)
-    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens)
+    beside_streams = CHUNK_BESIDE_STREAMS if settings.role is Role.DECODE else None
+    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens, beside_streams)
     leases = LeaseTable(epochs.owner_words(layout, region.buffer), settings.lease_seconds)
     giving = Giving(scheduler, requests, leases, links.send_to_reader, incarnation, settings.handoff_timeout)
     taking = Taking(
@@ -110,6 +112,7 @@ def _engine(
         links.source_of,
         timeout_s=settings.handoff_timeout,
         renew_s=settings.lease_seconds / RENEWALS_PER_LEASE,
+        local_tokens=settings.local_prefill_tokens,
     )
     links.on_source_lost = taking.source_lost
     return Engine(executor, scheduler, requests, giving, taking)

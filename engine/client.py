@@ -77,6 +77,7 @@ def core_settings(settings: EngineSettings) -> CoreSettings:
         cluster_key=settings.cluster_key.get_secret_value().encode() if settings.cluster_key else b"",
         lease_seconds=settings.lease_seconds,
         handoff_timeout=settings.handoff_timeout,
+        local_prefill_tokens=settings.local_prefill_tokens,
         log_level=settings.log_level,
     )
 

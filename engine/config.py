@@ -103,6 +103,13 @@ class EngineSettings(Settings):
         unit="tokens",
         aliases=("max_prefill_token_num",),
     )
+    local_prefill_tokens: int = setting(
+        64,
+        "a decode engine computes a prompt itself when at most so many of its tokens are new to it; 0: never",
+        group="Scheduling",
+        ge=0,
+        unit="tokens",
+    )
     max_queue: int = setting(256, "waiting; past this, 429 with Retry-After", group="Scheduling", ge=1, unit="requests")
     request_timeout: float = setting(600.0, "longest life of a request", group="Scheduling", gt=0, unit="seconds")
     startup_timeout: float = setting(600.0, "longest load of the model", group="Scheduling", gt=0, unit="seconds")

@@ -222,6 +222,7 @@ class CoreProcess:
             preemptions=scheduler.preemptions,
             transferred_tokens=counters.tokens,
             recomputed_tokens=counters.recomputed_tokens,
+            local_tokens=counters.local_tokens,
             transferred_bytes=counters.num_bytes,
             pull_seconds=counters.pull_seconds,
             exposed_seconds=counters.exposed_seconds,

@@ -27,11 +27,20 @@ def seniority(sequence: Sequence) -> tuple[int, float]:
 class Scheduler:
     """Owns the order of sequences and their block tables. Never imports torch, never waits."""
 
-    def __init__(self, pool: BlockPool, prefixes: PrefixCache, max_num_seqs: int, token_budget: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        prefixes: PrefixCache,
+        max_num_seqs: int,
+        token_budget: int,
+        beside_streams: int | None = None,
+    ) -> None:
+        """Tokens: `token_budget` of a step, `beside_streams` of those that catch up in it beside running answers."""
         self.pool = pool
         self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
         self.token_budget = token_budget
+        self.beside_streams = token_budget if beside_streams is None else beside_streams
         self.pace = Pace()
         self.waiting: list[Sequence] = []  # by seniority: WAITING and RESERVING
         self.running: list[Sequence] = []  # by seniority: RUNNING
@@ -43,6 +52,10 @@ class Scheduler:
         """Takes in a sequence that holds no blocks: WAITING to compute, or RESERVING room for a hand-off."""
         assert not sequence.block_table, "a new sequence holds no blocks"
         insort(self.waiting, sequence, key=seniority)
+
+    def num_uncached(self, sequence: Sequence) -> int:
+        """Known tokens whose KV no block of ours has now."""
+        return len(sequence.tokens) - len(self.prefixes.match(sequence)) * self.pool.block_size
 
     def resume(self, sequence: Sequence, num_computed: int) -> None:
         """PULLING ─▶ RUNNING: the first `num_computed` tokens are in its blocks, the rest will be computed here."""
@@ -100,6 +113,8 @@ class Scheduler:
     def _chunk_budget(self, num_decoding: int) -> int:
         """Tokens for those that catch up: what is left of the step, within the pace that running streams want."""
         budget = max(self.token_budget - num_decoding, 1)
+        if num_decoding:
+            budget = min(budget, self.beside_streams)
         limits = [
             s.request.slo_tpot_ms for s in self.running if s.num_missing == 1 and s.request.slo_tpot_ms is not None
         ]

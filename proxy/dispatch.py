@@ -25,7 +25,7 @@ from engine.api.distserve import (
     TakeHeader,
     encode_handoff,
 )
-from engine.api.errors import TandemError, Unavailable
+from engine.api.errors import Declined, TandemError, Unavailable
 from proxy.exchange import Exchange, Loss, UpstreamFailed
 from proxy.handshake import LinkFailed
 from proxy.leases import HeldCache, Lease, Leases, free_cache
@@ -205,6 +205,10 @@ class Dispatcher:
                 prefill.served(time.monotonic() - give.started_at)
                 lease.held = HeldCache(prefill, chosen.decode.url, lease.session)
                 lease.release(prefill)
+                return
+            if reply.head.status == Declined.status:
+                lease.release(prefill)
+                self._metrics.handoffs["declined"] += 1
                 return
             if reply.head.status == 429 and not take.first_byte_at:  # what decode has begun to say stands
                 take.fail(Refused(reply))

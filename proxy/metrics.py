@@ -26,7 +26,7 @@ class Metrics:
     in_flight: int = 0
     queued: int = 0
     retries: int = 0
-    handoffs: Counter[str] = field(default_factory=Counter)  # concurrent, sequential, recomputed, unlinked
+    handoffs: Counter[str] = field(default_factory=Counter)  # concurrent, sequential, declined, recomputed, unlinked
     cut_answers: int = 0  # ended by an error after their first byte
     client_disconnects: int = 0
     relayed_bytes: int = 0

@@ -75,6 +75,14 @@ class Conflict(TandemError):
     label = "conflict"
 
 
+class Declined(TandemError):
+    """Prefill's word, to the proxy alone, for a hand-off that decode does not need: nothing failed."""
+
+    status = 410
+    type = "invalid_request_error"
+    label = "declined"
+
+
 class TooLarge(TandemError):
     status = 413
     type = "invalid_request_error"
@@ -128,6 +136,7 @@ def error_of(status: int, message: str) -> TandemError:
         Forbidden,
         NotFound,
         Conflict,
+        Declined,
         TooLarge,
         Unavailable,
         DeadlineExceeded,

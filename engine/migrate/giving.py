@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 import msgspec
 
+from engine.api.errors import Declined
 from engine.cache.leases import Lease, LeaseTable
 from engine.core import Give, Sequence, Status, TokenLogprobs
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer.protocol import Done, Fail, FromOwner, Key, Ready, Release, Renew, Want
 
+DECLINED = "decode computes this prompt itself"
 NO_LEASE = "too many hand-offs are open on this engine; try again later"
-MAX_EARLY_WANTS = 4096  # readers' questions that came before their request
+MAX_EARLY = 4096  # readers' words that came before their request
 
 Send = Callable[[str, FromOwner], bool]  # (reader's engine id, message) -> False when the reader cannot be reached
 
@@ -35,10 +37,11 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class EarlyWant:
-    """A reader that asked before its request came."""
+class Early:
+    """What a reader said before the request came: that it wants the hand-off, or that it does not."""
 
     reader: str
+    wanted: bool
     deadline: float
 
 
@@ -49,7 +52,7 @@ def key_of(sequence: Sequence) -> Key:
 
 
 class Giving:
-    """All hand-offs this engine owes. What decode did is told as 409 or 503, which no proxy counts against prefill."""
+    """All hand-offs this engine owes. What decode did is told as 409, 410 or 503, which no proxy counts against us."""
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Giving:
         self._timeout_s = timeout_s
         self._clock = clock
         self._expected: dict[Key, Expected] = {}
-        self._early: dict[Key, EarlyWant] = {}
+        self._early: dict[Key, Early] = {}
 
     def __len__(self) -> int:
         return len(self._expected) + len(self._leases)
@@ -89,7 +92,10 @@ class Giving:
         elif give.peer is None:
             self._compute(sequence)
         elif early is not None and early.reader == give.peer:
-            self._start(sequence, early.reader)
+            if early.wanted:
+                self._start(sequence, early.reader)
+            else:
+                self._refuse(sequence, DECLINED, Declined.status)
         else:
             self._expected[key] = Expected(sequence, self._clock() + self._timeout_s)
 
@@ -103,9 +109,7 @@ class Giving:
         elif expected is not None and self._addressed_to(expected.sequence, reader):
             del self._expected[want.key]
             self._start(expected.sequence, reader)
-        elif want.promised and lease is None and expected is None and len(self._early) < MAX_EARLY_WANTS:
-            self._early[want.key] = EarlyWant(reader, self._clock() + self._timeout_s)
-        else:
+        elif lease or expected or not want.promised or not self._note_early(reader, want.key, wanted=True):
             self._send(reader, Fail(want.key, f"session {want.key.session} is not held for {reader}", unknown=True))
 
     def progress(self, sequence: Sequence) -> None:
@@ -129,11 +133,22 @@ class Giving:
 
     def release(self, reader: str, release: Release) -> None:
         """The reader has read, or does not want to any more."""
-        lease, early = self._leases.get(release.key), self._early.get(release.key)
+        lease, expected = self._leases.get(release.key), self._expected.get(release.key)
         if lease is not None and lease.reader == reader:
             self._end(lease, "decode gave the hand-off up", 409)
-        elif early is not None and early.reader == reader:
-            del self._early[release.key]
+        elif expected is not None and self._addressed_to(expected.sequence, reader):
+            del self._expected[release.key]
+            self._refuse(expected.sequence, DECLINED, Declined.status)
+        elif lease is None and expected is None:
+            self._note_early(reader, release.key, wanted=False)
+
+    def _note_early(self, reader: str, key: Key, wanted: bool) -> bool:
+        """False when there is no room to remember it, or another reader spoke first."""
+        early = self._early.get(key)
+        if len(self._early) >= MAX_EARLY or (early is not None and early.reader != reader):
+            return False
+        self._early[key] = Early(reader, wanted, self._clock() + self._timeout_s)
+        return True
 
     def renew(self, reader: str, renew: Renew) -> None:
         for key in renew.keys:
@@ -181,7 +196,8 @@ class Giving:
         for key, early in list(self._early.items()):
             if early.deadline <= now:
                 del self._early[key]
-                self._send(early.reader, Fail(key, "the prefill engine never received this request"))
+                if early.wanted:
+                    self._send(early.reader, Fail(key, "the prefill engine never received this request"))
 
     def _compute(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING

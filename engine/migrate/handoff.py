@@ -92,5 +92,6 @@ class TransferCounters:
     tokens: int = 0
     num_bytes: int = 0
     recomputed_tokens: int = 0
+    local_tokens: int = 0  # of prompts too short to be worth a hand-off
     exposed_seconds: float = 0.0  # from Done to RUNNING: the part of the transfer that prefill did not hide
     pull_seconds: float = 0.0  # all time spent copying

@@ -2,6 +2,7 @@
 
     RESERVING ─▶ PULLING: Want ─▶ (Ready ─▶ pull)* ─▶ Done ─▶ pull ─▶ read the epoch word ─▶ RUNNING, Release
                      └─ any failure ─▶ RUNNING with nothing computed: decode reads the prompt itself
+    few tokens to compute ─▶ Release, WAITING: decode reads the prompt itself, in a step that runs anyway
 
 The first token travels in Done and goes to the client at once; only the tokens after it wait for the last pull. A pull
 in flight owns the sequence's blocks: whatever happens, they are reused only after its Pulled or PullFailed has come.
@@ -16,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from engine.core import Sequence, Status, TokenLogprobs
-from engine.migrate.handoff import Handoff, SourceOf, TransferCounters, take_of
+from engine.core import Sequence, Status, Take, TokenLogprobs
+from engine.migrate.handoff import Handoff, Source, SourceOf, TransferCounters, take_of
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
@@ -42,9 +43,11 @@ class Taking:
         source_of: SourceOf,
         timeout_s: float,
         renew_s: float,
+        local_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`words`: format 'q', the reader's words of kvtransfer/epochs.py."""
+        """`words`: format 'q', the reader's words of kvtransfer/epochs.py. A prompt with at most `local_tokens` tokens
+        that are not in our own prefix cache is computed here."""
         self._scheduler = scheduler
         self._requests = requests
         self._layout = layout
@@ -52,6 +55,7 @@ class Taking:
         self._source_of = source_of
         self._timeout_s = timeout_s
         self._renew_s = renew_s
+        self._local_tokens = local_tokens
         self._clock = clock
         self._handoffs: dict[tuple[str, Key], Handoff] = {}
         self._transfers: dict[int, Handoff] = {}
@@ -70,8 +74,11 @@ class Taking:
         take, source = take_of(sequence), self._source_of(take_of(sequence).peer)
         sequence.status = Status.EXPECTED  # not the scheduler's yet
         if source is not None and source.connected:
-            sequence.status = Status.RESERVING
-            self._scheduler.add(sequence)
+            if take.first_token is None and self._scheduler.num_uncached(sequence) <= self._local_tokens:
+                self._decline(sequence, take, source)
+            else:
+                sequence.status = Status.RESERVING
+                self._scheduler.add(sequence)
         elif source is None and take.first_token is not None:
             self._refuse(
                 sequence, f"this engine is not connected to {take.peer}; POST /distserve/p2p_connect first", 400
@@ -80,6 +87,13 @@ class Taking:
             self.counters.recomputed_tokens += sequence.prompt_length
             sequence.status = Status.WAITING
             self._scheduler.add(sequence)
+
+    def _decline(self, sequence: Sequence, take: Take, source: Source) -> None:
+        """So few tokens cost our streams less than a hand-off costs the request: prefill's queue, and the way here."""
+        source.send(Release(Key(take.session, take.index)))
+        self.counters.local_tokens += self._scheduler.num_uncached(sequence)
+        sequence.status = Status.WAITING
+        self._scheduler.add(sequence)
 
     def begin(self, sequence: Sequence) -> None:
         """Its blocks are reserved: ask for the hand-off."""

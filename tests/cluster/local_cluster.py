@@ -40,6 +40,7 @@ SETTLED_S = 0.3  # an idle engine's figures may be this old: so long they must h
 ENGINE_FLAGS = (
     *("--model", MODEL, "--dtype", "float32", "--device", "cpu", "--num-threads", "1"),
     *("--kv-cache-memory", "256MiB", "--heartbeat-seconds", "0.5", "--drain-timeout", "5"),
+    *("--local-prefill-tokens", "0"),  # short prompts are handed over too
 )
 PROXY_FLAGS = ("--drain-timeout", "5")
 SHARED_MEMORY = Path("/dev/shm")

@@ -45,6 +45,7 @@ STATS = Stats(
     preemptions=0,
     transferred_tokens=0,
     recomputed_tokens=0,
+    local_tokens=0,
     transferred_bytes=0,
     pull_seconds=0.0,
     exposed_seconds=0.0,

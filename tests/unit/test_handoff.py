@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.api.errors import error_of
+from engine.api.errors import Declined, error_of
 from engine.core import FinishReason, TokenLogprobs
 from kvtransfer import epochs
 from kvtransfer.protocol import Done, Fail, Key
@@ -51,6 +51,53 @@ def test_any_length(length: int, max_tokens: int) -> None:
     pair.give(7, PROMPT[:length])
     pair.settle()
     assert pair.decode.answers[taken].tokens == expected_answer(PROMPT[:length], max_tokens)
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("decode_first", [True, False])
+def test_a_short_prompt_is_computed_by_decode_alone(decode_first: bool) -> None:
+    pair = Pair(local_tokens=len(PROMPT))
+    taken = pair.take(7, PROMPT, max_tokens=9) if decode_first else ""
+    if decode_first:
+        pair.settle()
+        assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 9), "it waits for nobody"
+    given = pair.give(7, PROMPT)
+    taken = taken or pair.take(7, PROMPT, max_tokens=9)
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 9)
+    refusal = pair.prefill.answers[given].last
+    assert refusal is not None
+    assert refusal.error_status == Declined.status
+    assert pair.prefill.engine.steps == 0, "prefill computes nothing for it"
+    counters = pair.decode.engine.taking.counters
+    assert (counters.local_tokens, counters.tokens, counters.recomputed_tokens) == (len(PROMPT), 0, 0)
+    pair.assert_whole()
+
+
+def test_what_decode_has_cached_does_not_count_as_long() -> None:
+    pair = Pair(local_tokens=8)
+    first = pair.take(7, PROMPT, max_tokens=9)
+    pair.give(7, PROMPT)
+    pair.settle()
+    turn = [*PROMPT, *pair.decode.answers[first].tokens, 3, 4]
+    second = pair.take(8, turn, max_tokens=5)
+    pair.give(8, turn)
+    pair.settle()
+    assert pair.decode.answers[second].tokens == expected_answer(turn, 5)
+    assert pair.decode.engine.taking.counters.tokens == len(PROMPT), "the first turn alone was handed over"
+    assert pair.decode.engine.taking.counters.local_tokens == len(turn) - 28  # seven full blocks were there
+    pair.assert_whole()
+
+
+def test_a_migration_request_is_always_read() -> None:
+    """LMDeploy's order: prefill has computed the prompt before decode hears of it."""
+    pair = Pair(local_tokens=len(PROMPT))
+    pair.give(7, PROMPT, peer=None)
+    pair.settle()
+    taken = pair.take(7, PROMPT, 4, first_token=expected_answer(PROMPT, 1)[0])
+    pair.settle()
+    assert pair.decode.answers[taken].tokens == expected_answer(PROMPT, 4)
+    assert pair.decode.engine.taking.counters.tokens == len(PROMPT)
     pair.assert_whole()
 
 

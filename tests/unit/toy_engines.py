@@ -119,7 +119,9 @@ class Answer:
 class ToyEngine:
     """One engine core with its inboxes."""
 
-    def __init__(self, name: str, clock: Clock, num_blocks: int, block_size: int, budget: int) -> None:
+    def __init__(
+        self, name: str, clock: Clock, num_blocks: int, block_size: int, budget: int, local_tokens: int = 0
+    ) -> None:
         self.name, self.alive, self.incarnation = name, True, f"{name}-1"
         self.layout = KVLayout(
             num_blocks=num_blocks, block_size=block_size, num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32"
@@ -149,7 +151,7 @@ class ToyEngine:
         leases = LeaseTable(epochs.owner_words(self.layout, region), 20.0, clock)
         giving = Giving(scheduler, requests, leases, self._send_to_reader, self.incarnation, 30.0, clock)
         words = epochs.reader_words(self.layout, region)
-        taking = Taking(scheduler, requests, self.layout, words, self.sources.get, 30.0, 5.0, clock)
+        taking = Taking(scheduler, requests, self.layout, words, self.sources.get, 30.0, 5.0, local_tokens, clock)
         self.engine = Engine(self.executor, scheduler, requests, giving, taking, clock)
         self.clock = clock
 
@@ -206,10 +208,12 @@ class ToyEngine:
 class Pair:
     """A prefill and a decode engine."""
 
-    def __init__(self, num_blocks: int = 32, block_size: int = 4, budget: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, num_blocks: int = 32, block_size: int = 4, budget: int = 8, seed: int = 0, local_tokens: int = 0
+    ) -> None:
         self.clock, self.random = Clock(), random.Random(seed)
         self.prefill = ToyEngine(PREFILL, self.clock, num_blocks, block_size, budget)
-        self.decode = ToyEngine(DECODE, self.clock, num_blocks, block_size, budget)
+        self.decode = ToyEngine(DECODE, self.clock, num_blocks, block_size, budget, local_tokens)
         self.source = self.decode.reads_from(self.prefill)
 
     def give(self, session: int, prompt: list[int], peer: str | None = DECODE, max_tokens: int = 1) -> str:

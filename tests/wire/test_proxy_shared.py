@@ -142,6 +142,19 @@ async def test_when_prefill_fails_decode_is_told_to_do_without(proxy: ProxyProce
     assert ours.decode.requests(FREE)[0].json == expected
 
 
+async def test_a_hand_off_that_decode_declines_is_no_failure(proxy: ProxyProcess, ours: Two) -> None:
+    ours.prefill.scripts[COMPLETIONS] = answering(410, {})
+
+    async def computing(asked: Asked) -> None:
+        await proxy.until(ours.prefill, unfinished=0)
+        asked.reply(200, {"by": "d"})
+
+    ours.decode.scripts[COMPLETIONS] = computing
+    assert await asyncio.wait_for(proxy.post(COMPLETIONS, BODY), 5) == (200, {"by": "d"})
+    assert ours.decode.requests(FREE) == ours.prefill.requests(FREE) == []
+    assert (await proxy.node(ours.prefill))["up"] is True
+
+
 async def test_a_dead_prefill_costs_one_recomputation_and_no_error(proxy: ProxyProcess, ours: Two) -> None:
     told = asyncio.Event()
 
