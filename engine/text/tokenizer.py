@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a Hugging Face directory or a GGUF file, without importing torch."""
+"""Text to token ids and back, from a Hugging Face directory or a GGUF file, without importing torch or transformers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from engine.models.resolve import resolve
 from engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from engine.text.sources import TokenizerSource, read_source
 from engine.text.template import ChatTemplate
 from engine.text.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 LONG_TEXT_CHARACTERS: Final = 16_384  # about 5 ms of encoding: longer texts go to a thread
 
@@ -25,8 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 class Tokenizer:
     """Thread-safe after construction. `template` is None for a model that has no chat template."""
 
-    def __init__(self, fast: PreTrainedTokenizerFast, template: ChatTemplate | None) -> None:
-        self._backend = fast.backend_tokenizer
+    def __init__(self, source: TokenizerSource, template: ChatTemplate | None) -> None:
+        self._backend = source.backend
         self.vocabulary = Vocabulary(self._backend)
         self.template = template
 
@@ -36,11 +34,8 @@ class Tokenizer:
 
         Raises ModelNotFound, or ValueError when what is there holds no usable tokenizer or template.
         """
-        from engine.text import sources
-
-        path = resolve(str(path_or_name))
-        fast = sources.from_gguf(path) if path.is_file() else sources.from_directory(path)
-        return cls(fast, ChatTemplate.choose(chat_template, fast))
+        source = read_source(resolve(str(path_or_name)))
+        return cls(source, ChatTemplate.choose(chat_template, source.chat_template, source.named_tokens))
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """`add_special_tokens` for plain prompts (BOS where the model wants it), not for rendered chats."""
