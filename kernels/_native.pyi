@@ -33,6 +33,23 @@ def attend(
     window: int,
     result: NDArray[np.float32],
 ) -> None: ...
+def choose(
+    logits: NDArray[np.float32],
+    temperature: NDArray[np.float32],
+    min_p: NDArray[np.float32],
+    top_k: NDArray[np.int64],
+    top_p: NDArray[np.float64],
+    uniform: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+) -> None: ...
+def logprobs(
+    logits: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    chosen: NDArray[np.float64],
+    ids: NDArray[np.int64],
+    logprobs: NDArray[np.float64],
+) -> None: ...
 
 class PackedWeight:
     @property

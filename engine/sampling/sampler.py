@@ -10,12 +10,11 @@ from torch import Tensor
 
 from engine.core import Sequence as Row
 from engine.core import StepOutput
-from engine.sampling.adjustments import adjust, changes_logits
+from engine.sampling.adjustments import adjust
 from engine.sampling.draw import Choice, draw
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.randomness import uniforms
-
-GREEDY_BELOW = 1e-5  # a temperature that small is 0: dividing by it would overflow
+from engine.sampling.wishes import GREEDY_BELOW, changes_logits
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "items.h"
+#include "sampling_kernels.h"
 #include "weight.h"
 
 namespace tandem {
@@ -40,6 +41,8 @@ struct Kernels {
 
     // The place of the largest item, the first of equals; 0 where no number is above minus infinity.
     int64_t (*largest)(const float* items, int64_t count);
+
+    SamplingKernels sampling;
 
     // The attention of one piece; see attention.h.
     void (*attend)(const AttentionShape&, const AttentionPiece&, char* scratch);

@@ -48,6 +48,30 @@ inline float largest(Lanes x) {
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
 
+// Bit i is set where lane i is at least that of the bound; not for a NaN.
+inline uint32_t bits_not_below(Lanes x, Lanes bound) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(x.a, bound.a, _CMP_GE_OQ));
+    const int high = _mm256_movemask_ps(_mm256_cmp_ps(x.b, bound.b, _CMP_GE_OQ));
+    return static_cast<uint32_t>(low | high << 8);
+}
+
+// Sixteen sums in double precision, of which two and two are already added.
+struct Sums {
+    __m256d a = _mm256_setzero_pd(), b = _mm256_setzero_pd();
+};
+inline __m256d pairs_of(__m256 eight) {
+    return _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(eight)),
+                         _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1)));
+}
+inline Sums operator+(Sums sums, Lanes x) {
+    return {_mm256_add_pd(sums.a, pairs_of(x.a)), _mm256_add_pd(sums.b, pairs_of(x.b))};
+}
+inline double total(Sums sums) {
+    const __m256d four = _mm256_add_pd(sums.a, sums.b);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 inline __m128i load_eight(const void* items) { return _mm_loadu_si128(static_cast<const __m128i*>(items)); }
 inline __m256 widened(__m128i bfloats) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloats), 16));

@@ -27,6 +27,19 @@ inline Lanes zero_where_less(Lanes a, Lanes x, Lanes bound) {
 inline float sum(Lanes a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
 
+// Bit i is set where lane i is at least that of the bound; not for a NaN.
+inline uint32_t bits_not_below(Lanes a, Lanes bound) { return _mm512_cmp_ps_mask(a.v, bound.v, _CMP_GE_OQ); }
+
+// Sixteen sums in double precision.
+struct Sums {
+    __m512d a = _mm512_setzero_pd(), b = _mm512_setzero_pd();
+};
+inline Sums operator+(Sums sums, Lanes x) {
+    const __m256 low = _mm512_castps512_ps256(x.v), high = _mm512_extractf32x8_ps(x.v, 1);
+    return {_mm512_add_pd(sums.a, _mm512_cvtps_pd(low)), _mm512_add_pd(sums.b, _mm512_cvtps_pd(high))};
+}
+inline double total(Sums sums) { return _mm512_reduce_add_pd(_mm512_add_pd(sums.a, sums.b)); }
+
 inline __m512 widened(__m256i bfloats) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloats), 16));
 }

@@ -60,6 +60,27 @@ inline float largest(Lanes a) {
     return found;
 }
 
+// Bit i is set where lane i is at least that of the bound; not for a NaN.
+inline uint32_t bits_not_below(Lanes a, Lanes bound) {
+    uint32_t bits = 0;
+    for (int i = 0; i < plain_lanes; i++) bits |= static_cast<uint32_t>(a.v[i] >= bound.v[i]) << i;
+    return bits;
+}
+
+// Sixteen sums in double precision.
+struct Sums {
+    double v[plain_lanes] = {};
+};
+inline Sums operator+(Sums sums, Lanes x) {
+    for (int i = 0; i < plain_lanes; i++) sums.v[i] += x.v[i];
+    return sums;
+}
+inline double total(Sums sums) {
+    double sum = 0;
+    for (int i = 0; i < plain_lanes; i++) sum += sums.v[i];
+    return sum;
+}
+
 inline float widened(BFloat16 item) { return float_of(static_cast<uint32_t>(item.bits) << 16); }
 // The exponent is moved to its new bias by a multiplication, which also makes subnormal numbers right.
 inline float widened(Float16 item) {

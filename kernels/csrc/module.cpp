@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "module_decoder.h"
 #include "module_kernels.h"
+#include "module_sampling.h"
 
 namespace nb = nanobind;
 
@@ -34,4 +35,5 @@ NB_MODULE(_native, module) {
     module.def("isa", [] { return tandem::name(tandem::isa()); });
     bind_kernels(module);
     bind_decoder(module);
+    bind_sampling(module);
 }

@@ -4,6 +4,7 @@
 #include "attention_lanes.h"
 #include "multiply_lanes.h"
 #include "rows_lanes.h"
+#include "sampling_lanes.h"
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
 #include "multiply_amx.h"
@@ -23,6 +24,7 @@ constexpr Kernels table() {
     kernels.widen = widen;
     kernels.narrow = narrow;
     kernels.largest = [](const float* items, int64_t count) { return largest(items, count); };
+    kernels.sampling = {peaks, ids_not_below, weigh, sum_weights};
     kernels.attend = attend;
 #if defined(__AMX_BF16__)
     kernels.enter = enter_tiles;

@@ -1,0 +1,21 @@
+"""What a request wants of its logits before a token is drawn from them."""
+
+from __future__ import annotations
+
+from engine.core import SamplingParams
+from engine.core import Sequence as Row
+
+GREEDY_BELOW = 1e-5  # a temperature that small is 0: dividing by it would overflow
+
+
+def changes_logits(row: Row) -> bool:
+    sampling = row.request.sampling
+    return bool(sampling.logit_bias) or forbids_stops(row) or penalizes(sampling)
+
+
+def forbids_stops(row: Row) -> bool:
+    return row.num_output < row.request.sampling.min_tokens
+
+
+def penalizes(sampling: SamplingParams) -> bool:
+    return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
