@@ -6,9 +6,10 @@ import ctypes
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kvtransfer.layout import Copies, Offsets
-
+Copies = NDArray[np.int64]  # [n, 3]: source offset, destination offset, length; all in bytes
+Offsets = NDArray[np.int64]
 CopyRanges = Callable[[memoryview, memoryview, Copies], None]  # source, destination, copies
 
 

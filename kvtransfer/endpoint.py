@@ -10,9 +10,10 @@ from kvtransfer.events import EventQueue
 from kvtransfer.gate import Gate
 from kvtransfer.handshake import check_id
 from kvtransfer.memory import Region
+from kvtransfer.offer import TransportOffer
 from kvtransfer.reactor import Reactor
 from kvtransfer.reader import ReadingConnection, Target
-from kvtransfer.transfer import Connection, Event, TransportOffer
+from kvtransfer.transfer import Connection, Event
 
 
 class SocketEndpoint(ABC):

@@ -14,19 +14,11 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
+from kvtransfer.copies import Copies
 from kvtransfer.events import EventQueue
-from kvtransfer.layout import Copies
 from kvtransfer.memory import Region
-from kvtransfer.transfer import (
-    Connected,
-    Connection,
-    ConnectionLost,
-    Endpoint,
-    Event,
-    Pulled,
-    PullFailed,
-    TransportOffer,
-)
+from kvtransfer.offer import TransportOffer
+from kvtransfer.transfer import Connected, Connection, ConnectionLost, Endpoint, Event, Pulled, PullFailed
 
 
 class Fault(StrEnum):

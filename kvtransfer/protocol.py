@@ -25,7 +25,7 @@ from enum import IntEnum
 import msgspec
 
 from kvtransfer.layout import KVLayout
-from kvtransfer.transfer import TransportOffer
+from kvtransfer.offer import TransportOffer
 
 PROTOCOL_VERSION = 1
 MAX_CONTROL_BYTES = 1 << 20  # a Done of 100,000 block ids fits

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtransfer.copies import CopyRanges, check
+from kvtransfer.copies import Copies, CopyRanges, check
 from kvtransfer.events import EventQueue
 from kvtransfer.handshake import HandshakeError, check_id
-from kvtransfer.layout import Copies
 from kvtransfer.memory import Region
+from kvtransfer.offer import TransportOffer
 from kvtransfer.reactor import Reactor
-from kvtransfer.transfer import Connected, ConnectionLost, Event, Pulled, PullFailed, TransportOffer
+from kvtransfer.transfer import Connected, ConnectionLost, Event, Pulled, PullFailed
 
 MAX_PULLS = 4096  # under way on one connection
 PROBE_BYTES = 4 << 20

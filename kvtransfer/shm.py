@@ -19,9 +19,9 @@ from kvtransfer.copies import CopyRanges, copy_ranges, cut
 from kvtransfer.endpoint import SocketEndpoint
 from kvtransfer.handshake import PROOF_BYTES, HandshakeError, introduce, verify_owner
 from kvtransfer.memory import BorrowedRegion, Region
+from kvtransfer.offer import TransportOffer
 from kvtransfer.reader import Pull, ReadingConnection
 from kvtransfer.stream import readable, settle
-from kvtransfer.transfer import TransportOffer
 
 SLICE_BYTES = 16 << 20  # between two looks at deadlines and at the owner: a few milliseconds
 SLICE_RANGES = 4096

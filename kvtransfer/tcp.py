@@ -24,16 +24,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtransfer.copies import CopyRanges, Scratch, check, copy_ranges, cut, pack
+from kvtransfer.copies import Copies, CopyRanges, Scratch, check, copy_ranges, cut, pack
 from kvtransfer.endpoint import SocketEndpoint
 from kvtransfer.events import EventQueue
 from kvtransfer.handshake import PROOF_BYTES, introduce, verify_owner
-from kvtransfer.layout import Copies
 from kvtransfer.memory import Region
+from kvtransfer.offer import TransportOffer
 from kvtransfer.reactor import Reactor
 from kvtransfer.reader import Pull, ReadingConnection, Target
 from kvtransfer.stream import receive_exactly, receive_views, send_file, send_views
-from kvtransfer.transfer import TransportOffer
 
 FRAME = struct.Struct("<IIQ")
 RANGE_BYTES = 16

@@ -12,22 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import msgspec
 
-from kvtransfer.copies import CopyRanges, copy_ranges
-from kvtransfer.layout import MAX_POOL_BYTES, Copies
+from kvtransfer.copies import Copies, CopyRanges, copy_ranges
 from kvtransfer.memory import Region
-
-
-class TransportOffer(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to read a pool. Travels as JSON inside `endpoint_info`; `address` is the transport's own business."""
-
-    transport: str  # "shm" | "tcp"
-    host_id: str  # equal on two endpoints that share a kernel: boot id plus network namespace
-    address: dict[str, str | int]
-    pool_bytes: Annotated[int, msgspec.Meta(ge=1, le=2 * MAX_POOL_BYTES)]  # with what lies behind the pool
+from kvtransfer.offer import TransportOffer
 
 
 class Connected(msgspec.Struct, frozen=True):

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from engine.core import Sequence, Take
 from kvtransfer import epochs
-from kvtransfer.layout import Copies, KVLayout
+from kvtransfer.copies import Copies
+from kvtransfer.layout import KVLayout
 from kvtransfer.protocol import Done, FromReader, Key, Ready
 
 

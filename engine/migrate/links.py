@@ -23,9 +23,11 @@ from engine.api.errors import Conflict, InvalidRequest, TandemError, Unavailable
 from engine.core import ModelInfo
 from engine.messages import LinkStats
 from engine.migrate import control
-from kvtransfer.layout import Copies, KVLayout
+from kvtransfer.copies import Copies
+from kvtransfer.layout import KVLayout
+from kvtransfer.offer import TransportOffer
 from kvtransfer.protocol import PROTOCOL_VERSION, EndpointInfo, FromOwner, FromReader
-from kvtransfer.transfer import Connection, Endpoint, TransportOffer, choose
+from kvtransfer.transfer import Connection, Endpoint, choose
 
 logger = logging.getLogger(__name__)
 

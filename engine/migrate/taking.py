@@ -22,7 +22,9 @@ from engine.migrate.handoff import Handoff, Source, SourceOf, TransferCounters, 
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
-from kvtransfer.layout import Copies, KVLayout, plan
+from kvtransfer.copies import Copies
+from kvtransfer.layout import KVLayout
+from kvtransfer.plan import plan
 from kvtransfer.protocol import MALFORMED, Done, Fail, Key, Ready, Release, Renew, Want
 from kvtransfer.transfer import Pulled, PullFailed
 

@@ -26,19 +26,12 @@ import msgspec
 import numpy as np
 
 from kernels import cpu
-from kvtransfer.copies import copy_ranges
-from kvtransfer.layout import Copies, KVLayout, plan
+from kvtransfer.copies import Copies, copy_ranges
+from kvtransfer.layout import KVLayout
 from kvtransfer.memory import Region
-from kvtransfer.transfer import (
-    TRANSPORTS,
-    Connected,
-    Connection,
-    Endpoint,
-    Event,
-    Pulled,
-    TransportOffer,
-    open_endpoint,
-)
+from kvtransfer.offer import TransportOffer
+from kvtransfer.plan import plan
+from kvtransfer.transfer import TRANSPORTS, Connected, Connection, Endpoint, Event, Pulled, open_endpoint
 
 HOST = "127.0.0.1"
 SECRET = bytes(32)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kvtransfer.layout import KVLayout, plan
+from kvtransfer.layout import KVLayout
+from kvtransfer.plan import plan
 
 BLOCK = 16
 LAYOUT = KVLayout(num_blocks=200, block_size=BLOCK, num_layers=30, num_kv_heads=3, head_dim=64, dtype="bfloat16")

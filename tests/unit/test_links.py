@@ -11,9 +11,10 @@ import zmq
 
 from engine.api.errors import Conflict, InvalidRequest, TandemError, Unavailable
 from engine.migrate.links import LinkPolicy, Links
-from kvtransfer.layout import Copies
+from kvtransfer.copies import Copies
+from kvtransfer.offer import TransportOffer
 from kvtransfer.protocol import EndpointInfo
-from kvtransfer.transfer import Connection, Endpoint, TransportOffer
+from kvtransfer.transfer import Connection, Endpoint
 from tests.unit.fake_core import LAYOUT, MODEL
 
 ME, PEER = "http://127.0.0.1:1", "http://127.0.0.1:2"

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from kvtransfer.copies import cut
-from kvtransfer.layout import Copies, KVLayout, plan
+from kvtransfer.copies import Copies, cut
+from kvtransfer.layout import KVLayout
 from kvtransfer.memory import Region
+from kvtransfer.plan import plan
 from kvtransfer.transfer import (
     TRANSPORTS,
     Connected,
@@ -232,7 +233,7 @@ def test_the_owner_hears_of_a_killed_reader(transport: str, reader: Reader) -> N
     reader.endpoint.admit("reader", SECRET)
     program = f"""if True:
         import msgspec, time
-        from kvtransfer.transfer import TransportOffer
+        from kvtransfer.offer import TransportOffer
         from tests.unit.transfer_peer import Reader
         offer = msgspec.json.decode({msgspec.json.encode(reader.endpoint.offer())!r}, type=TransportOffer)
         Reader({transport!r}, 4096).connect(offer, {SECRET!r})

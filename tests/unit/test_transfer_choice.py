@@ -7,7 +7,8 @@ import json
 import msgspec
 import pytest
 
-from kvtransfer.transfer import TransportOffer, choose, host_id
+from kvtransfer.offer import TransportOffer
+from kvtransfer.transfer import choose, host_id
 
 ALL = ["shm", "tcp"]
 

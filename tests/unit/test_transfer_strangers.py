@@ -15,8 +15,9 @@ import pytest
 
 from kvtransfer import gate, handshake
 from kvtransfer.handshake import Hello
+from kvtransfer.offer import TransportOffer
 from kvtransfer.tcp import FRAME, MAX_ANSWER_BYTES, MAX_RANGES
-from kvtransfer.transfer import TRANSPORTS, ConnectionLost, Pulled, PullFailed, TransportOffer
+from kvtransfer.transfer import TRANSPORTS, ConnectionLost, Pulled, PullFailed
 from tests.unit.transfer_peer import Peer, Reader
 
 SECRET = b"s" * 32

@@ -24,7 +24,8 @@ from engine.migrate.taking import Taking
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
-from kvtransfer.layout import Copies, KVLayout
+from kvtransfer.copies import Copies
+from kvtransfer.layout import KVLayout
 from kvtransfer.protocol import FromOwner, FromReader, Release, Renew, Want
 from kvtransfer.transfer import Pulled, PullFailed
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from kvtransfer.copies import CopyRanges, copy_ranges
 from kvtransfer.memory import Region
-from kvtransfer.transfer import Connected, Connection, Endpoint, Event, TransportOffer, open_endpoint
+from kvtransfer.offer import TransportOffer
+from kvtransfer.transfer import Connected, Connection, Endpoint, Event, open_endpoint
 
 E = TypeVar("E", bound=Event)
 
