@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -48,6 +48,7 @@ logger = logging.getLogger("engine.process")  # this module is run as __main__
 
 IDLE_MS = 100  # how stale a deadline may get while nothing happens
 STATS_SECONDS = 1.0
+TICK_SECONDS = 0.05  # between two looks at deadlines, which are seconds away
 MAX_MESSAGES_A_TURN = 1000  # read from one socket before the next step
 PR_SET_PDEATHSIG = 1
 
@@ -70,6 +71,9 @@ class CoreProcess:
         self._stats_at = 0.0
         self._reported: Stats | None = None
         self._by_descriptor = {endpoint.fileno(): endpoint for endpoint in parts.endpoints.values()}
+        self._controls: dict[zmq.Socket[bytes], str] = {}
+        self._poller = self._poller_of(())
+        self._ticked_at = 0.0
 
     def run(self) -> None:
         """Until `stop`."""
@@ -92,18 +96,20 @@ class CoreProcess:
             self._tell(Deltas(deltas))
 
     def _poll(self, timeout_ms: int) -> None:
-        poller = zmq.Poller()
-        poller.register(self._api, zmq.POLLIN)
-        poller.register(self._links.router, zmq.POLLIN)
-        for descriptor in self._by_descriptor:
-            poller.register(descriptor, zmq.POLLIN)
         controls = dict(self._links.controls())
-        for control in controls:
-            poller.register(control, zmq.POLLIN)
-        for ready, _ in poller.poll(timeout_ms):
-            self._read(ready, controls)
+        if controls != self._controls:
+            self._controls, self._poller = controls, self._poller_of(controls)
+        for ready, _ in self._poller.poll(timeout_ms):
+            self._read(ready)
 
-    def _read(self, ready: zmq.Socket[bytes] | int, controls: dict[zmq.Socket[bytes], str]) -> None:
+    def _poller_of(self, controls: Iterable[zmq.Socket[bytes]]) -> zmq.Poller:
+        """Kept from step to step: links come and go rarely."""
+        poller = zmq.Poller()
+        for ready in (self._api, self._links.router, *self._by_descriptor, *controls):
+            poller.register(ready, zmq.POLLIN)
+        return poller
+
+    def _read(self, ready: zmq.Socket[bytes] | int) -> None:
         if isinstance(ready, int):
             for event in self._by_descriptor[ready].poll():
                 self._on_event(event)
@@ -115,7 +121,7 @@ class CoreProcess:
                 self._on_reader(frames)
         elif not ready.closed:
             for frames in _messages(ready):
-                self._on_owner(controls[ready], frames)
+                self._on_owner(self._controls[ready], frames)
 
     def _on_api(self, message: ToCore) -> None:
         match message:
@@ -191,10 +197,13 @@ class CoreProcess:
                 self._engine.giving.reader_lost(peer_id)
 
     def _tick(self, busy: bool) -> None:
-        self._engine.giving.tick()
-        self._engine.taking.tick()
-        self._links.tick()
-        overdue = time.monotonic() - self._stats_at >= STATS_SECONDS
+        now = time.monotonic()
+        if now - self._ticked_at >= TICK_SECONDS:
+            self._ticked_at = now
+            self._engine.giving.tick()
+            self._engine.taking.tick()
+            self._links.tick()
+        overdue = now - self._stats_at >= STATS_SECONDS
         if overdue or not busy:
             self._report(overdue)
 
