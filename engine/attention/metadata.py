@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.core import Step
 
@@ -21,12 +19,12 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward. Tensors are on the model's device; arrays stay on the host, for planning."""
+    """One forward. NumPy's arrays: a model on another device moves what it needs of them there."""
 
-    tokens: Tensor  # [tokens] int64
-    positions: Tensor  # [tokens] int64, within each sequence
-    slots: Tensor  # [tokens] int64: block * block_size + offset, where each token's KV goes
-    sampled: Tensor  # [sampled rows] int64: the last token of each row that samples
+    tokens: Indices  # [tokens]
+    positions: Indices  # [tokens], within each sequence
+    slots: Indices  # [tokens]: block * block_size + offset, where each token's KV goes
+    sampled: Indices  # [sampled rows]: the last token of each row that samples
     starts: Indices  # [rows + 1]: row i's tokens are [starts[i], starts[i + 1])
     context_lengths: Indices  # [rows]: tokens that row i's last token sees, itself included
     block_tables: Indices  # [rows, most blocks]: block ids in token order; past a row's end, its first block
@@ -36,7 +34,7 @@ class Batch:
         return np.diff(self.starts)
 
 
-def batch_of(step: Step, block_size: int, device: torch.device) -> Batch:
+def batch_of(step: Step, block_size: int) -> Batch:
     """Raises IndexError when a sequence's block table is too short for what the step asks of it."""
     num_new = np.array(step.num_new, dtype=np.int64)
     computed = np.array([sequence.num_computed for sequence in step.sequences], dtype=np.int64)
@@ -48,10 +46,10 @@ def batch_of(step: Step, block_size: int, device: torch.device) -> Batch:
     slots = tables[row_of_token, positions // block_size] * block_size + positions % block_size
     sampled = [last for i, last in enumerate(starts[1:] - 1) if step.samples(i)]
     return Batch(
-        tokens=torch.from_numpy(_new_tokens(step, int(starts[-1]))).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        slots=torch.from_numpy(slots).to(device),
-        sampled=torch.tensor(sampled, dtype=torch.int64, device=device),
+        tokens=_new_tokens(step, int(starts[-1])),
+        positions=positions,
+        slots=slots,
+        sampled=np.array(sampled, dtype=np.int64),
         starts=starts,
         context_lengths=lengths,
         block_tables=tables,

@@ -134,8 +134,9 @@ class OneRow:
 
 def _store_rows(pool: PagedPool, batch: Batch) -> Tensor:
     layout = pool.layout
-    heads = torch.arange(layout.num_kv_heads, device=batch.slots.device)
-    block, offset = batch.slots // layout.block_size, batch.slots % layout.block_size
+    slots = torch.from_numpy(batch.slots).to(pool.items.device)
+    heads = torch.arange(layout.num_kv_heads, device=slots.device)
+    block, offset = slots // layout.block_size, slots % layout.block_size
     plane = block[:, None] * (layout.num_layers * 2 * layout.num_kv_heads) + heads  # [tokens, kv_heads] of keys
     keys = (plane * layout.block_size + offset[:, None]).flatten()
     return torch.stack((keys, keys + layout.num_kv_heads * layout.block_size))

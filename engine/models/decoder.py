@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionStep
-from engine.attention.metadata import Batch
+from engine.attention.tensors import BatchTensors
 from engine.layers.attention import Attention
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Linear
@@ -58,7 +58,7 @@ class Decoder:
         return Linear(self.config.hidden_size, {"lm_head": self.config.vocab_size}, False, self.place)
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch, step: AttentionStep) -> Tensor:
+    def __call__(self, batch: BatchTensors, step: AttentionStep) -> Tensor:
         """Stores the batch's KV; returns the logits of the rows that sample: [sampled rows, vocab], in the model's
         dtype."""
         stream = self.embedding(batch.tokens)  # [tokens, hidden]

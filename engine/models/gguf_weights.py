@@ -1,25 +1,13 @@
-"""Weights out of a GGUF file: dequantised row by row, straight into the decoder's memory."""
+"""Weights out of a GGUF file, under Hugging Face's names and in its order. Imports no torch."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
-
 import numpy as np
-import torch
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from engine.models.config import ModelConfig
-from engine.models.errors import ModelLoadError
 from engine.models.gguf_file import GGUFFile, GGUFTensor
-from engine.models.weights import Targets
-
-CHUNK_ITEMS = 1 << 18  # dequantised at a time: 1 MiB of float32, so that the passes over it stay in the cache
-MAX_THREADS = 4
+from engine.models.weights import Shapes, StoredTensor
 
 _OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -47,21 +35,12 @@ class GGUFWeights:
         named = ((_hugging_face_name(tensor.name), tensor) for tensor in file.tensors.values())
         self._tensors = {name: tensor for name, tensor in named if name}
 
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def fill(self, targets: Targets) -> None:
-        chunks = [chunk for name, target in targets.items() for chunk in self._chunks(name, target)]
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-            list(pool.map(_Chunk.fill, chunks))  # the list raises here what a chunk raised there
-
-    def _chunks(self, name: str, target: torch.Tensor) -> Iterator[_Chunk]:
+    def tensor(self, name: str) -> StoredTensor:
         tensor = self._tensors[name]
-        rows = self._ordered_rows(name, tensor)
-        target = target.view(len(rows), -1)
-        step = max(1, CHUNK_ITEMS // target.shape[-1])
-        for start in range(0, len(rows), step):
-            yield _Chunk(tensor.kind, rows[start : start + step], target[start : start + step])
+        return StoredTensor(tensor.shape, tensor.kind.name, self._ordered_rows(name, tensor))
 
     def _ordered_rows(self, name: str, tensor: GGUFTensor) -> NDArray[np.uint8]:
         if not self._config.family.gguf_interleaved:
@@ -71,21 +50,6 @@ class GGUFWeights:
         if "self_attn.k_proj." in name:
             return undo_interleaving(tensor, self._config.num_kv_heads)
         return tensor.rows
-
-
-class _Chunk(NamedTuple):
-    kind: GGMLQuantizationType
-    rows: NDArray[np.uint8]  # [rows, bytes per row]
-    target: torch.Tensor  # [rows, items per row]
-
-    def fill(self) -> None:
-        try:
-            values = dequantize(self.rows, self.kind).astype(np.float32)  # also a copy, where it was a view of the file
-        except NotImplementedError as error:
-            raise ModelLoadError(
-                f"the GGUF file holds {self.kind.name} tensors, which cannot be dequantised"
-            ) from error
-        self.target.copy_(torch.from_numpy(values))
 
 
 def undo_interleaving(tensor: GGUFTensor, num_heads: int) -> NDArray[np.uint8]:

@@ -1,16 +1,14 @@
-"""Weights out of a Hugging Face directory: model.safetensors, or shards with an index."""
+"""Weights out of a Hugging Face directory: model.safetensors, or shards with an index. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from engine.models.errors import ModelLoadError
-from engine.models.weights import Targets
+from engine.models.safetensors_file import SafetensorsFile
+from engine.models.weights import Shapes, StoredTensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -18,42 +16,24 @@ INDEX_FILE = "model.safetensors.index.json"
 
 class SafetensorsDirectory:
     def __init__(self, directory: Path) -> None:
+        """Maps every file and reads its header. Raises ModelLoadError."""
         self._file_of = _files_by_tensor(directory)
 
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        shapes = {}
-        for path, names in self._names_by_file(self._file_of).items():
-            with _open(path) as file:
-                held = set(file.keys())
-                shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in names if name in held})
-        return shapes
+    def shapes(self) -> Shapes:
+        return {name: file.shapes[name] for name, file in self._file_of.items() if name in file.shapes}
 
-    def fill(self, targets: Targets) -> None:
-        for path, names in self._names_by_file(targets).items():
-            with _open(path) as file:
-                for name in names:
-                    targets[name].copy_(file.get_tensor(name))
-
-    def _names_by_file(self, names: Mapping[str, object]) -> Mapping[Path, list[str]]:
-        grouped: dict[Path, list[str]] = defaultdict(list)
-        for name in names:
-            grouped[self._file_of[name]].append(name)
-        return grouped
+    def tensor(self, name: str) -> StoredTensor:
+        return self._file_of[name].tensor(name)
 
 
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}") from error
-
-
-def _files_by_tensor(directory: Path) -> dict[str, Path]:
+def _files_by_tensor(directory: Path) -> Mapping[str, SafetensorsFile]:
     if (directory / INDEX_FILE).is_file():
-        return {name: directory / file for name, file in _read_index(directory / INDEX_FILE).items()}
+        names = _read_index(directory / INDEX_FILE)
+        files = {name: SafetensorsFile(directory / name) for name in set(names.values())}
+        return {name: files[file] for name, file in names.items()}
     if (directory / SINGLE_FILE).is_file():
-        with _open(directory / SINGLE_FILE) as file:
-            return dict.fromkeys(file.keys(), directory / SINGLE_FILE)
+        file = SafetensorsFile(directory / SINGLE_FILE)
+        return dict.fromkeys(file.shapes, file)
     raise ModelLoadError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; other weight formats are not read")
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from math import prod
 
 from engine.attention.metadata import batch_of
 from engine.core import ModelInfo, Request, SamplingParams, Sequence, Step, StepOutput
 from engine.models.errors import ModelLoadError
-from engine.models.load import load_model
 from engine.models.resolve import resolve
+from engine.models.weights import weight_shapes
 from engine.run.executor import Memory
-from engine.run.model import runnable
-from engine.sampling.sampler import sample
+from engine.run.model import load_runnable
 from kvtransfer.layout import KVLayout
 
 WARM_UP_TOKENS = 4
@@ -35,7 +35,7 @@ class LocalExecutor:
         started = time.monotonic()
         self.name = served_name or model
         self.block_size = block_size
-        self.model = runnable(load_model(resolve(model), dtype, device), num_threads, tuple(cpu_cores))
+        self.model = load_runnable(resolve(model), dtype, device, num_threads, tuple(cpu_cores))
         self.max_model_len = self._checked_length(max_model_len)
         self.load_seconds = time.monotonic() - started
 
@@ -53,12 +53,8 @@ class LocalExecutor:
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            dtype=self._dtype_name,
+            dtype=self.model.place.dtype,
         )
-
-    @property
-    def _dtype_name(self) -> str:
-        return str(self.model.place.dtype).removeprefix("torch.")
 
     def model_info(self, num_blocks: int) -> ModelInfo:
         config = self.model.config
@@ -69,9 +65,9 @@ class LocalExecutor:
             eos_token_ids=config.eos_token_ids,
             num_blocks=num_blocks,
             block_size=self.block_size,
-            dtype=self._dtype_name,
-            device=self.model.place.device.type,
-            num_parameters=self.model.num_parameters,
+            dtype=self.model.place.dtype,
+            device=self.model.place.device_type,
+            num_parameters=sum(map(prod, weight_shapes(config).values())),
             load_seconds=self.load_seconds,
         )
 
@@ -95,7 +91,7 @@ class LocalExecutor:
             sequence.num_computed += count
 
     def execute(self, step: Step) -> StepOutput:
-        batch = batch_of(step, self.block_size, self.model.place.device)
+        batch = batch_of(step, self.block_size)
         logits = self.model(batch)  # [sampled rows, vocab]
         rows = [sequence for i, sequence in enumerate(step.sequences) if step.samples(i)]
-        return sample(logits, rows) if rows else StepOutput([], [])
+        return self.model.sample(logits, rows) if rows else StepOutput([], [])

@@ -5,29 +5,29 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import Any, Protocol
 
 from engine.attention.metadata import Batch
-from engine.layers.placement import Placement
+from engine.core import Sequence as Row
+from engine.core import StepOutput
+from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.config import ModelConfig
-from engine.models.decoder import Decoder
 from engine.models.errors import ModelLoadError
-from engine.run.torch_model import TorchModel
+from engine.models.place import Place, choose_place
 from kernels import cpu
 from kvtransfer.layout import KVLayout
 
 NATIVE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+Logits = Any  # [sampled rows, vocab]: an array or a tensor, each model's own
 
 log = logging.getLogger(__name__)
 
 
 class RunnableModel(Protocol):
     config: ModelConfig
-    place: Placement
-    num_parameters: int
+    place: Place
 
     def attach(self, layout: KVLayout, memory: memoryview) -> None:
         """Uses this memory, of the layout's size, as the KV pool; on CUDA one of the device's own."""
@@ -35,31 +35,38 @@ class RunnableModel(Protocol):
     def detach(self) -> None:
         """Lets go of the memory. Idempotent."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Logits:
         """Stores the batch's KV; returns the logits of the rows that sample, [sampled rows, vocab], valid until the
         next call. A pool must be attached."""
 
+    def sample(self, logits: Logits, rows: Sequence[Row]) -> StepOutput:
+        """A token for each row, out of what `__call__` has just returned for it."""
 
-def runnable(decoder: Decoder, num_threads: int | None, cpu_cores: Sequence[int]) -> RunnableModel:
-    """The fastest that this machine has for the decoder, which is used up. `num_threads` None is one for each of
-    `cpu_cores`, or for each core that this process may use. Raises ModelLoadError when a core is not one of these."""
+
+def load_runnable(
+    path: Path, dtype: str = "auto", device: str = "auto", num_threads: int | None = None, cpu_cores: Sequence[int] = ()
+) -> RunnableModel:
+    """The fastest that this machine has for the model at `path`. `num_threads` None is one for each of `cpu_cores`, or
+    for each core that this process may use. Raises ModelLoadError, also when a core is not one of these."""
     usable = sorted(os.sched_getaffinity(0))
     if stray := [core for core in cpu_cores if core not in usable]:
         raise ModelLoadError(f"this process may not use core {stray[0]}: expected some of {usable}")
-    if not (cpu.NATIVE and decoder.place.device.type == "cpu" and decoder.config.family.name in NATIVE_FAMILIES):
-        log.info("the forward is torch's: %s", cpu.REASON if not cpu.NATIVE else decoder.place.device)
-        return _on_torch(decoder, num_threads, cpu_cores)
-    from engine.run.native import NativeModel, set_threads  # needs the compiled module
+    place, checkpoint = choose_place(dtype, device), open_checkpoint(path)
+    if not (cpu.NATIVE and place.device == "cpu" and checkpoint.config.family.name in NATIVE_FAMILIES):
+        log.info("the forward is torch's: %s", place.device if cpu.NATIVE else cpu.REASON)
+        return _on_torch(checkpoint, place, num_threads, cpu_cores)
+    from engine.run.native import load_native  # needs the compiled module
 
-    set_threads(num_threads or len(cpu_cores) or len(usable), cpu_cores)
-    # Torch is left with the sampling: a second set of threads on the same cores would only take turns with ours.
-    torch.set_num_threads(1)
-    return NativeModel(decoder)
+    return load_native(checkpoint, place, num_threads or len(cpu_cores) or len(usable), cpu_cores)
 
 
-def _on_torch(decoder: Decoder, num_threads: int | None, cpu_cores: Sequence[int]) -> TorchModel:
+def _on_torch(checkpoint: Checkpoint, place: Place, num_threads: int | None, cpu_cores: Sequence[int]) -> RunnableModel:
+    import torch
+
+    from engine.run.torch_model import TorchModel
+
     if cpu_cores:
         os.sched_setaffinity(0, cpu_cores)
     if num_threads or cpu_cores:
         torch.set_num_threads(num_threads or len(cpu_cores))
-    return TorchModel(decoder)
+    return TorchModel(checkpoint, place)

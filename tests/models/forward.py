@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.metadata import batch_of
+from engine.attention.metadata import Batch, batch_of
 from engine.attention.pool import PagedPool
 from engine.attention.reference import ReferenceAttention
+from engine.attention.tensors import BatchTensors
 from engine.core import Request, SamplingParams, Sequence, Step
 from engine.models.decoder import Decoder
 from kvtransfer.layout import KVLayout
@@ -48,12 +50,15 @@ class Forward:
 
     def step(self, sequences: list[Sequence], num_new: list[int]) -> list[Tensor]:
         """Logits [new tokens, vocab] of every new token, a tensor for each row."""
-        batch = batch_of(Step(sequences, num_new), self.block_size, self.decoder.place.device)
-        every = replace(batch, sampled=torch.arange(len(batch.tokens), device=self.decoder.place.device))
-        logits = self.decoder(every, self.attention.plan(every))
+        batch = batch_of(Step(sequences, num_new), self.block_size)
+        every = replace(batch, sampled=np.arange(len(batch.tokens)))
+        logits = self.logits(every)
         for sequence, count in zip(sequences, num_new, strict=True):
             sequence.num_computed += count
         return list(torch.split(logits, num_new))
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.decoder(BatchTensors.of(batch, self.decoder.place.device), self.attention.plan(batch))
 
     def whole(self, tokens: list[int]) -> Tensor:
         """Logits [tokens, vocab], all in one step."""

@@ -16,12 +16,14 @@ from gguf_checkpoint import write_gguf
 from small_models import LLAMA3_ROPE, make, save
 from torch.testing import assert_close
 
-from engine.layers.rotary import inverse_frequencies
+from engine.models.checkpoint import open_checkpoint
 from engine.models.config import read_config
 from engine.models.errors import ModelLoadError
 from engine.models.gguf_file import read_gguf
-from engine.models.load import load_model, open_checkpoint, placement
+from engine.models.load import load_model
+from engine.models.place import choose_place
 from engine.models.resolve import resolve
+from engine.models.rotary import inverse_frequencies
 
 PROMPT = [7, 3, 90, 11, 11, 0, 42, 8, 1, 64]
 
@@ -90,7 +92,7 @@ def test_a_gguf_file_with_a_wild_header_is_refused(tmp_path: Path) -> None:
 def test_a_scaled_rope_is_read_from_gguf(tmp_path: Path) -> None:
     text, number = GGUFValueType.STRING, GGUFValueType.FLOAT32
     scaling: dict[str, Any] = {"rope__scaling__type": ("linear", text), "rope__scaling__factor": (4.0, number)}
-    config, _ = open_checkpoint(write_gguf(make("llama"), tmp_path / "model.gguf", **scaling))
+    config = open_checkpoint(write_gguf(make("llama"), tmp_path / "model.gguf", **scaling)).config
     assert (config.rope.kind, config.rope.factor) == ("linear", 4.0)
     unknown = write_gguf(make("llama"), tmp_path / "unknown.gguf", rope__scaling__type=("su", text))
     with pytest.raises(ModelLoadError, match="supported are linear, yarn"):
@@ -170,7 +172,7 @@ def test_an_unknown_place_is_refused(dtype: str, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ModelLoadError, match="expected"):
-        placement(dtype, device)
+        choose_place(dtype, device)
 
 
 def test_errors_of_finding_and_of_loading_are_one_kind(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,16 +19,18 @@ from small_models import RECIPES, VOCAB_SIZE, make, save
 from torch import Tensor
 from torch.testing import assert_close
 
-from engine.attention.metadata import batch_of
-from engine.core import Sequence, Step
+from engine.attention.metadata import Batch
+from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
+from engine.models.place import choose_place
 from engine.models.resolve import resolve
 from kernels import cpu
 
 if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
 
-from engine.run.native import NativeModel, set_threads
+from engine.run.native import load_native
+from kernels.threads import set_threads
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}  # float32, sums in another order; logits are of the order of 1
 COARSE: dict[str, Any] = {"rtol": 0.1, "atol": 0.25}  # bfloat16 keeps 8 bits, and the two round in different places
@@ -40,19 +41,14 @@ TEXT = [504, 2380, 282, 260, 905, 314, 260, 1379, 282, 1205, 1957, 28, 429, 260,
 class NativeForward(Forward):
     """The same pool, blocks and NaN in what was never written; the native decoder over them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self, path: Path, dtype: str, block_size: int) -> None:
+        super().__init__(load_model(path, dtype, "cpu"), block_size)
         pool = self.attention.pool
-        self.native = NativeModel(self.decoder)
+        self.native = load_native(open_checkpoint(path), choose_place(dtype, "cpu"), num_threads=2)
         self.native.attach(pool.layout, pool.items.view(torch.uint8).numpy().data)
 
-    def step(self, sequences: list[Sequence], num_new: list[int]) -> list[Tensor]:
-        batch = batch_of(Step(sequences, num_new), self.block_size, self.decoder.place.device)
-        every = replace(batch, sampled=torch.arange(len(batch.tokens)))
-        logits = self.native(every).clone()
-        for sequence, count in zip(sequences, num_new, strict=True):
-            sequence.num_computed += count
-        return list(logits.split(num_new))
+    def logits(self, batch: Batch) -> Tensor:
+        return torch.from_numpy(self.native(batch).copy())
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +70,7 @@ def two_threads() -> None:
 
 
 def native(path: Path, dtype: str = "float32", block_size: int = 4) -> NativeForward:
-    return NativeForward(load_model(path, dtype, "cpu"), block_size)
+    return NativeForward(path, dtype, block_size)
 
 
 @lru_cache

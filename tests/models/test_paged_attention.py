@@ -56,7 +56,7 @@ def test_paged_attention_is_dense_attention(case: Case) -> None:
     torch.manual_seed(case.seed)
     tokens = [[random_token(case) for _ in range(length)] for length in lengths(case)]
     pool, sequences = filled_pool(case, tokens)
-    batch = batch_of(Step(sequences, case.new), case.block_size, torch.device("cpu"))
+    batch = batch_of(Step(sequences, case.new), case.block_size)
     queries, keys, values = new_tokens(case, tokens)
     step = ReferenceAttention(pool, [case.window] * NUM_LAYERS).plan(batch)
     attended = step.attend(1, queries, keys, values)
@@ -71,7 +71,7 @@ def test_a_step_writes_its_own_slots_and_no_other(case: Case) -> None:
     tokens = [[random_token(case) for _ in range(length)] for length in lengths(case)]
     pool, sequences = filled_pool(case, tokens)
     before = pool.items.clone()
-    batch = batch_of(Step(sequences, case.new), case.block_size, torch.device("cpu"))
+    batch = batch_of(Step(sequences, case.new), case.block_size)
     ReferenceAttention(pool, [case.window] * NUM_LAYERS).plan(batch).attend(1, *new_tokens(case, tokens))
     changed = shaped(pool.items != before, pool.layout) & ~shaped(pool.items.isnan() & before.isnan(), pool.layout)
     # [blocks, layers, k|v, kv_heads, tokens, dim] to the (block, token) pairs of layer 1
@@ -155,13 +155,13 @@ def attend_one(case: Case, tokens: list[Token], position: int, head: int) -> Ten
 def test_a_short_block_table_is_refused() -> None:
     sequence = sequence_with([0], length=9)
     with pytest.raises(IndexError, match="holds 1 blocks where it needs 2"):
-        batch_of(Step([sequence], [9]), 8, torch.device("cpu"))
+        batch_of(Step([sequence], [9]), 8)
 
 
 def test_positions_and_slots_are_those_of_the_block_tables() -> None:
     first, second = sequence_with([9, 4, 7], length=10), sequence_with([3], length=2)
     first.num_computed = 3
-    batch: Batch = batch_of(Step([first, second], [6, 2]), 4, torch.device("cpu"))
+    batch: Batch = batch_of(Step([first, second], [6, 2]), 4)
     assert batch.positions.tolist() == [3, 4, 5, 6, 7, 8, 0, 1]
     assert batch.slots.tolist() == [39, 16, 17, 18, 19, 28, 12, 13]
     assert batch.sampled.tolist() == [7]  # the first row has a token left to compute
