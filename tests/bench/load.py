@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -18,24 +20,35 @@ WORDS = TEXT.split()
 TIMEOUT_S = 600.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
-    """One server under test: a name for the table, its base URL up to /v1, the model it serves."""
+    """One server under test: a name for the table, its base URLs up to /v1, the model it serves.
+
+    Several URLs: equal servers, to which requests are dealt out in turn.
+    """
 
     name: str
-    url: str
+    urls: tuple[str, ...]
     model: str
+    turns: Iterator[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = itertools.cycle(self.urls)
 
 
 @dataclass(slots=True)
 class Answer:
     """One streamed answer. Times are seconds of time.perf_counter."""
 
-    started: float
+    started: float  # or, when traffic is scheduled, when it should have
     chunks: list[float] = field(default_factory=list)  # arrivals of chunks that carry text
     num_tokens: int = 0
     prompt_tokens: int = 0
     error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
 
     @property
     def ttft(self) -> float:
@@ -70,7 +83,7 @@ async def stream(session: aiohttp.ClientSession, target: Target, prompt: str, ma
     }
     answer = Answer(time.perf_counter())
     try:
-        async with session.post(f"{target.url}/v1/completions", json=body) as response:
+        async with session.post(f"{next(target.turns)}/v1/completions", json=body) as response:
             if response.status != 200:
                 answer.error = f"{response.status}: {(await response.text())[:200]}"
                 return answer
@@ -78,8 +91,7 @@ async def stream(session: aiohttp.ClientSession, target: Target, prompt: str, ma
                 _read(answer, line)
     except (aiohttp.ClientError, TimeoutError) as error:
         answer.error = repr(error)
-    if not answer.chunks and answer.error is None:
-        answer.error = "an empty answer"
+    answer.error = answer.error or _lacks(answer, max_tokens)
     return answer
 
 
@@ -98,10 +110,18 @@ def _read(answer: Answer, line: bytes) -> None:
     answer.prompt_tokens = usage["prompt_tokens"] if usage else answer.prompt_tokens
 
 
-def open_session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0)
+def _lacks(answer: Answer, max_tokens: int) -> str | None:
+    """An answer that ended early would be quick, and good, for the wrong reason."""
+    if not answer.chunks:
+        return "an empty answer"
+    return None if answer.num_tokens >= max_tokens else f"{answer.num_tokens} tokens in place of {max_tokens}"
+
+
+def open_session(timeout_s: float = TIMEOUT_S) -> aiohttp.ClientSession:
+    """A connection for each request: one kept to a server that was stopped meanwhile may be closed at its far end."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), read_bufsize=1 << 20
+        connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s), read_bufsize=1 << 20
     )
 
 
