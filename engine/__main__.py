@@ -1,178 +1,24 @@
-"""`engine`: one engine process of a cluster. Reads its settings, starts the core, listens, registers, drains, ends.
+"""`engine`: one engine process of a cluster.
 
-    settings ─▶ port and model checked ─▶ core spawned ═ loads the model ═╗
-                                                └─▶ tokenizer loaded ═════╩═▶ listens ─▶ registers … drains ─▶ exit
+    core begun ═ imports what it needs ════════════════════════╗ told what to load ═ loads the model ═╗
+     └─▶ imports ─▶ settings read ─▶ port held, model checked ─╨─▶ tokenizer and server loaded ═══════╩═▶ listens
 
-Exits 0 when asked to end, 1 when the engine could not start or its core died, 2 when its settings are wrong. Nothing
-heavy is imported here before the core has been spawned: the two processes load side by side.
+Nothing is imported here before the core has been begun: the two processes load side by side, all the way.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import socket
-import ssl
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import uvloop
-from aiohttp import web
-
-from engine.api.errors import TandemError
-from engine.api.settings import load
-from engine.client import CoreClient
-from engine.config import EngineSettings
-from engine.models.resolve import resolve
-from engine.observe import log as logs
-from engine.server.listener import CannotListen, Listener, bind, tls_context
-from engine.server.register import NodeStatus, Registration, reachable_url
-from engine.server.shutdown import Shutdown, ShutdownRequested
-
-if TYPE_CHECKING:
-    from engine.text.tokenizer import Tokenizer
-
-log = logging.getLogger("engine")
-
-CreateApp = Callable[[EngineSettings, CoreClient, "Tokenizer"], web.Application]
-
-EXAMPLE = """
-engine --model smollm2 --port 23333
-engine --role prefill --model /models/qwen3 --proxy-url http://10.0.0.1:8000 --host 0.0.0.0
-"""
-
-
-class CannotStart(Exception):
-    """The engine cannot start; the message is one line for the user."""
+from engine.child import CoreChild
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = load(
-        EngineSettings,
-        sys.argv[1:] if argv is None else argv,
-        prog="engine",
-        description="One engine of a cluster: reads prompts (prefill), writes answers (decode), or both (hybrid).",
-        example=EXAMPLE,
-    )
-    logs.configure(settings.log_level)
-    try:
-        sys.exit(_run(settings))
-    except (CannotStart, CannotListen) as error:
-        print(f"engine: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    with CoreChild() as core:
+        from engine.command import run
 
-
-def _run(settings: EngineSettings) -> int:
-    _check_model(settings)
-    tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
-    with bind(settings.host, settings.port) as held:
-        url = reachable_url("https" if tls else "http", settings.host, settings.port, settings.proxy_url)
-        named = settings.model_copy(update={"advertise_url": settings.advertise_url or url})
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(named, held, tls))
-
-
-def _check_model(settings: EngineSettings) -> None:
-    try:
-        resolve(settings.model)
-    except ValueError as error:
-        raise CannotStart(f"--model: {error}") from None
-
-
-async def _serve(settings: EngineSettings, held: socket.socket, tls: ssl.SSLContext | None) -> int:
-    """From here on everything is undone in reverse order, however it ends."""
-    shutdown = Shutdown()
-    async with AsyncExitStack() as stack:
-        try:
-            async with shutdown.interrupts(settings.startup_timeout):
-                client = await _start(settings, held, tls, stack)
-        except ShutdownRequested:
-            log.info("asked to end while starting")
-            return 0
-        except TimeoutError:
-            raise CannotStart(f"not ready after {settings.startup_timeout:g} s; see --startup-timeout") from None
-        except TandemError as error:
-            raise CannotStart(error.message) from None
-        return await _until_end(settings, shutdown, client)
-
-
-async def _start(
-    settings: EngineSettings, held: socket.socket, tls: ssl.SSLContext | None, stack: AsyncExitStack
-) -> CoreClient:
-    """The core and what the API needs load side by side; then this engine listens, and joins its proxy."""
-    log.info("starting the core: %s as %s", settings.model, settings.role.name.lower())
-    started = time.monotonic()
-    loading = asyncio.create_task(asyncio.to_thread(_load_api, settings))  # begins when the core has been spawned
-    stack.callback(_forget, loading)
-    client = await stack.enter_async_context(CoreClient.start(settings))
-    log.info("core ready after %.1f s: %s", time.monotonic() - started, _summary(client))
-    create_app, tokenizer = await loading
-    listener = Listener(create_app(settings, client, tokenizer), settings.drain_timeout)
-    membership = await stack.enter_async_context(AsyncExitStack())  # left after the drain
-    stack.push_async_callback(listener.drain, client)
-    await listener.start(held, tls)
-    log.info("listening on %s after %.1f s", settings.advertise_url, time.monotonic() - started)
-    if settings.proxy_url:
-        registration = await membership.enter_async_context(_registration(settings, settings.proxy_url, client))
-        stack.push_async_callback(registration.fall_silent)  # before the drain
-    return client
-
-
-def _load_api(settings: EngineSettings) -> tuple[CreateApp, Tokenizer]:
-    """Runs in a thread. The imports stand here because they take seconds that the core's start must not wait for."""
-    from engine.server.app import create_app
-    from engine.text.tokenizer import Tokenizer
-
-    started = time.monotonic()
-    try:
-        tokenizer = Tokenizer.load(settings.model, settings.chat_template)
-    except ValueError as error:
-        raise CannotStart(f"--model {settings.model}: {error}") from None
-    log.info("tokenizer ready after %.1f s", time.monotonic() - started)
-    return create_app, tokenizer
-
-
-def _forget(loading: asyncio.Task[tuple[CreateApp, Tokenizer]]) -> None:
-    """When the core could not start, the tokenizer's own failure is no news."""
-    loading.cancel()
-    loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-
-def _summary(client: CoreClient) -> str:
-    model = client.model
-    return (
-        f"{model.name}, {model.num_parameters / 1e6:.0f}M parameters in {model.dtype} on {model.device}, loaded in "
-        f"{model.load_seconds:.1f} s; {model.num_blocks} blocks of {model.block_size} tokens"
-    )
-
-
-def _registration(settings: EngineSettings, proxy_url: str, client: CoreClient) -> Registration:
-    status: NodeStatus = {
-        "role": int(settings.role),
-        "models": [client.model.name],
-        "speed": None,
-        "incarnation": client.incarnation,
-    }
-    key = settings.cluster_key.get_secret_value() if settings.cluster_key else None
-    return Registration(proxy_url, settings.advertise_url or "", lambda: status, key, settings.heartbeat_seconds)
-
-
-async def _until_end(settings: EngineSettings, shutdown: Shutdown, client: CoreClient) -> int:
-    """The exit code: 0 after a signal, 1 when the core has died."""
-    ends = [asyncio.ensure_future(shutdown.requested.wait()), asyncio.ensure_future(client.ended())]
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for end in ends:
-            end.cancel()
-    if client.alive:
-        log.info("draining, for %g s at most; a second signal ends it at once", settings.drain_timeout)
-        return 0
-    log.error("the core has died; every open request is told so")
-    return 1
+        sys.exit(run(sys.argv[1:] if argv is None else argv, core))
 
 
 if __name__ == "__main__":

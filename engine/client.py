@@ -1,4 +1,4 @@
-"""The API process's side of the core: start it, submit requests, read their deltas, and never lose one.
+"""The API process's side of the core: have it load, submit requests, read their deltas, and never lose one.
 
 generate() ──Submit──▶ core        one PAIR socket in a private directory; msgpack both ways
    ▲                     │
@@ -11,10 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +22,7 @@ import msgspec
 import zmq
 
 from engine.api.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, error_of
+from engine.child import CoreChild
 from engine.config import EngineSettings
 from engine.core import Delta, FinishReason, ModelInfo, Request
 from engine.messages import (
@@ -115,9 +113,10 @@ class CoreClient:
     control_address: str
     incarnation: str
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, child: CoreChild) -> None:
         self.stats: Stats | None = None
         self._settings = settings
+        self._child = child
         self._mailboxes: dict[str, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._next_call = 0
@@ -130,11 +129,11 @@ class CoreClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(cls, settings: EngineSettings) -> AsyncIterator[Self]:
-        """Spawns the core and waits until its model is loaded. Raises Unavailable when it ends before that."""
-        client = cls(settings)
+    async def start(cls, settings: EngineSettings, child: CoreChild) -> AsyncIterator[Self]:
+        """Tells the core what to load, and waits until it has. Raises Unavailable when it ends before that."""
+        client = cls(settings, child)
         try:
-            await client._spawn()
+            await client._load()
             yield client
         finally:
             await client._stop()
@@ -142,7 +141,7 @@ class CoreClient:
     @property
     def alive(self) -> bool:
         """False once the core process has ended."""
-        return self._process.returncode is None
+        return self._child.exit_code is None
 
     @property
     def silent_s(self) -> float:
@@ -151,7 +150,7 @@ class CoreClient:
 
     async def ended(self) -> int:
         """Waits for the core process to end; its exit code."""
-        return await self._process.wait()
+        return await self._child.ended()
 
     @property
     def num_open(self) -> int:
@@ -228,42 +227,26 @@ class CoreClient:
 
     def _check_alive(self) -> None:
         if not self.alive:
-            raise Unavailable(f"the engine core has died with exit code {self._process.returncode}")
+            raise Unavailable(f"the engine core has died with exit code {self._child.exit_code}")
 
-    async def _spawn(self) -> None:
+    async def _load(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._watcher = asyncio.create_task(self._watch())
         self._socket.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(self._address)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *(["-P"] if sys.flags.safe_path else []),  # never an `engine/` of the current directory
-            "-m",
-            "engine.process",
-            self._address,
-            stdin=asyncio.subprocess.PIPE,
-            env=self._environment(),
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(core_settings(self._settings)))  # not argv: it holds keys
-        self._process.stdin.close()
+        self._child.tell(f"{self._address}\n".encode() + msgspec.json.encode(core_settings(self._settings)))
         self._loop.add_reader(self._socket, self._receive)
-        self._watcher = asyncio.create_task(self._watch())
         try:
             async with asyncio.timeout(self._settings.startup_timeout):
                 await self._ready
         except TimeoutError as error:
             raise Unavailable(f"the engine core was not ready within {self._settings.startup_timeout:g} s") from error
 
-    def _environment(self) -> dict[str, str]:
-        """Torch reads these when it is imported. Threads that wait by spinning would starve another engine's."""
-        threads = self._settings.num_threads
-        return os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-
     async def _watch(self) -> None:
         """Nobody waits for a dead core."""
-        code = await self._process.wait()
+        code = await self._child.ended()
         message = f"the engine core ended with exit code {code}"
         if not self._ready.done():
             self._ready.set_exception(Unavailable(f"{message} before it was ready; its log says why"))
@@ -317,17 +300,15 @@ class CoreClient:
 
     async def _stop(self) -> None:
         """Ends the core, kindly and then not, and leaves nothing behind."""
-        if hasattr(self, "_process"):
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-            await self._watcher
-            self._loop.remove_reader(self._socket)
+        self._child.end()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._child.ended()
+        except TimeoutError:
+            self._child.kill()
+            await self._child.ended()
+        await self._watcher
+        self._loop.remove_reader(self._socket)
         self._socket.close(linger=0)
         self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)

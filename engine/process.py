@@ -8,7 +8,6 @@ transports' events ═══╝                      ╚══ DEALER ══ own
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import secrets
@@ -50,7 +49,6 @@ IDLE_MS = 100  # how stale a deadline may get while nothing happens
 STATS_SECONDS = 1.0
 TICK_SECONDS = 0.05  # between two looks at deadlines, which are seconds away
 MAX_MESSAGES_A_TURN = 1000  # read from one socket before the next step
-PR_SET_PDEATHSIG = 1
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_api = msgspec.msgpack.Decoder(ToCore).decode
@@ -257,22 +255,16 @@ def _messages(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
             return
 
 
-def _die_with_parent() -> None:
-    """The API process may be killed -9: a core that nobody can reach must not live on."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def main() -> None:
-    """`python -m engine.process ADDRESS`, with CoreSettings as JSON on standard input."""
-    _die_with_parent()
-    address = sys.argv[1]
-    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=CoreSettings)
+    """`python -m engine.process`, with the API process's address and CoreSettings as JSON, a line each, on standard
+    input. Whoever starts it binds its life to theirs: see `engine.child`."""
+    address, _, said = sys.stdin.read().partition("\n")
+    if not said:
+        sys.exit(1)  # our parent has ended before it knew what we should do
+    settings = msgspec.json.decode(said, type=CoreSettings)
     logs.configure(settings.log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _keep_threads_quiet(settings.num_threads)
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_orphan, Path(address.removeprefix("ipc://")).parent)
         context = stack.enter_context(zmq.Context())
@@ -287,6 +279,13 @@ def main() -> None:
         process = CoreProcess(parts, api, incarnation)
         signal.signal(signal.SIGTERM, lambda *_: process.stop())
         process.run()
+
+
+def _keep_threads_quiet(num_threads: int | None) -> None:
+    """Torch reads these when it is imported. Threads that wait by spinning would starve another engine's."""
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if num_threads:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
 
 def _remove_orphan(directory: Path) -> None:

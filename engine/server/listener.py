@@ -1,4 +1,4 @@
-"""The engine's port: held from the start, listened on when there is somebody to answer, drained at the end."""
+"""The engine's port: listened on when there is somebody to answer, drained at the end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import logging
 import socket
 import ssl
 import time
-from pathlib import Path
 
 from aiohttp import web
 
 from engine.client import CoreClient
+from engine.server.port import refused
 
 log = logging.getLogger("engine")
 
@@ -20,39 +20,6 @@ KEEPALIVE_S = 75.0  # for the next request's head to be whole: longer than proxi
 LINGERING_S = 1.0  # how long the rest of a refused body is still read, so that its client sees the answer
 FLUSH_S = 2.0  # for the last errors to reach their clients
 LEASE_CHECK_S = 0.1
-
-
-class CannotListen(Exception):
-    """The port or the certificate cannot be used; the message is one line for the user."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Holds the port from now on. Raises CannotListen."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        held = socket.socket(family, kind, protocol)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT to pass
-        held.bind(address)
-    except OSError as error:
-        raise _refused(f"{host} port {port}", error) from None
-    return held
-
-
-def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """None without a certificate. Raises CannotListen when it cannot be read."""
-    if certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certfile, keyfile)
-    except OSError as error:  # ssl.SSLError is one
-        raise CannotListen(f"--ssl-certfile {certfile}: {error}") from None
-    return context
-
-
-def _refused(where: str, error: OSError) -> CannotListen:
-    reason = (error.strerror or str(error)).lower()
-    return CannotListen(f"cannot listen on {where}: {reason}; choose another with --host and --port")
 
 
 class Listener:
@@ -75,7 +42,7 @@ class Listener:
         try:
             await web.SockSite(self._runner, held, ssl_context=tls, backlog=BACKLOG).start()
         except OSError as error:
-            raise _refused("the port, which was free a moment ago", error) from None
+            raise refused("the port, which was free a moment ago", error) from None
 
     async def drain(self, client: CoreClient) -> None:
         """Accepts nothing new; requests under way, then leases that a reader still needs, get until the deadline.

@@ -14,7 +14,8 @@ from aiohttp import web
 
 from deploy.ports import free_ports
 from engine.api.distserve import HEARTBEAT_HEADER
-from engine.server.register import Registration, reachable_url
+from engine.server.address import reachable_url
+from engine.server.register import Registration
 
 ENGINE = "http://127.0.0.1:23333"
 STATUS: dict[str, object] = {"role": 2, "models": ["m"], "speed": None}
