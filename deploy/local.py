@@ -20,7 +20,7 @@ from pydantic import SecretStr, model_validator
 from deploy.cluster import Cluster, Failed, Keys, Member
 from deploy.logs import Logs
 from deploy.ports import free_ports, is_free
-from engine.api.settings import Settings, SettingsConfigDict, load, setting
+from engine.api.settings import Settings, load, setting
 from engine.models.resolve import ModelNotFound, resolve
 
 WATCH_S = 0.25
@@ -33,7 +33,7 @@ python -m deploy.local --decode 2 --engine-block-size 32 --proxy-routing-strateg
 class LocalSettings(Settings):
     """Frozen. From flags, TANDEM_LOCAL_* and `--config`; see `engine.api.settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_LOCAL_")
+    env_prefix = "TANDEM_LOCAL_"
 
     model: str = setting(
         "smollm2", "Hugging Face directory, .gguf file, or a bundled name", group="Cluster", min_length=1

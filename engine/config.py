@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize, NonNegativeInt, SecretStr, field_validator, model_validator
 
-from engine.api.settings import Settings, SettingsConfigDict, setting
+from engine.api.settings import Settings, setting
 from engine.core import Role
 
 Transport = Literal["shm", "tcp"]
@@ -21,7 +21,7 @@ Transport = Literal["shm", "tcp"]
 class EngineSettings(Settings):
     """Frozen. From flags, TANDEM_ENGINE_* and `--config`; see `engine.api.settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_ENGINE_")
+    env_prefix = "TANDEM_ENGINE_"
 
     # Model
     model: str = setting(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ByteSize, SecretStr, field_validator, model_validator
 
-from engine.api.settings import Settings, SettingsConfigDict, setting
+from engine.api.settings import Settings, setting
 
 RoutingStrategy = Literal["power_of_two", "random", "min_expected_latency", "min_observed_latency"]
 
@@ -18,7 +18,7 @@ RoutingStrategy = Literal["power_of_two", "random", "min_expected_latency", "min
 class ProxySettings(Settings):
     """Frozen. From flags, TANDEM_PROXY_* and `--config`; see `engine.api.settings`."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_PROXY_")
+    env_prefix = "TANDEM_PROXY_"
 
     # Network
     host: str = setting("127.0.0.1", "address to listen on", group="Network", aliases=("server_name",), unit="address")

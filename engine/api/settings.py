@@ -1,7 +1,7 @@
 """Settings of every Tandem command: one frozen class each, filled from flags, environment and a YAML file.
 
     class EngineSettings(Settings):
-        model_config = SettingsConfigDict(env_prefix="TANDEM_ENGINE_")
+        env_prefix = "TANDEM_ENGINE_"
         port: int = setting(23333, "port to listen on", group="Network", ge=1, le=65535)
 
     settings = load(EngineSettings, sys.argv[1:], prog="engine", description="…", example="engine --port 9000")
@@ -9,6 +9,8 @@
 Flags win over the environment, the environment over `--config file.yaml`, the file over the defaults. A name that no
 field has is refused wherever it stands, with the nearest name that exists. Sizes take units (512MiB, 2GB); lists are
 repeatable and comma-separated. Keys are `SecretStr`, so that no log and no repr shows them.
+
+The sources are our own: pydantic-settings takes longer to import than pydantic itself, in every process of a cluster.
 """
 
 from __future__ import annotations
@@ -18,44 +20,46 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import ByteSize, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from engine.api.flags import Flag, SettingsError, flags_of, parse, setting, unknown_text
 
-__all__ = ["Settings", "SettingsConfigDict", "SettingsError", "load", "setting"]
+__all__ = ["Settings", "SettingsError", "load", "setting"]
 
 _PRECEDENCE = """\
 Flags win over the environment, the environment over --config, that over the defaults.
 {flag} is {env} in the environment and {field} in the file."""
 
 
-class Settings(BaseSettings):
-    """Base of every settings class. Subclasses set `env_prefix` in their model_config."""
+class Settings(BaseModel):
+    """Base of every settings class. Raises SettingsError, or pydantic's ValidationError, for what cannot be used."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+    env_prefix: ClassVar[str] = ""  # each subclass sets its own
 
     config: Path | None = setting(None, "YAML file with any of these settings", group="General")
+
+    def __init__(self, **said: Any) -> None:
+        """What is said here wins over the environment, that over the file."""
+        given = _from_environment(self.env_prefix, self.flags()) | said
+        super().__init__(**(_from_file(given.get("config"), self.flags()) | given))
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
         """Field name → its flag, environment name and documentation."""
-        return flags_of(cls, cls.model_config.get("env_prefix", ""))
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls), _YamlFile(settings_cls)
+        return flags_of(cls, cls.env_prefix)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -105,43 +109,28 @@ def _epilog(flags: dict[str, Flag], example: str) -> str:
     return "\n".join([text, "", "examples:", *lines]) if lines else text
 
 
-class _Environment(PydanticBaseSettingsSource):
+def _from_environment(prefix: str, flags: dict[str, Flag]) -> dict[str, str]:
     """Each field's own name in the environment; unknown names under our prefix are refused, they are misspellings."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise AssertionError("read as a whole, by __call__")
-
-    def __call__(self) -> dict[str, Any]:
-        prefix = self.config.get("env_prefix", "")
-        flags = flags_of(self.settings_cls, prefix)
-        field_of = {flag.env: name for name, flag in flags.items()}
-        for name in os.environ:
-            if prefix and name.startswith(prefix) and name not in field_of:
-                raise SettingsError(unknown_text("environment variable", name, field_of))
-        # An empty variable is an unset one, but for a key, where that would open what it was meant to lock.
-        given = {name: flag for name, flag in flags.items() if os.environ.get(flag.env) or flag.kind is SecretStr}
-        return {name: os.environ[flag.env] for name, flag in given.items() if flag.env in os.environ}
+    field_of = {flag.env: name for name, flag in flags.items()}
+    for name in os.environ:
+        if prefix and name.startswith(prefix) and name not in field_of:
+            raise SettingsError(unknown_text("environment variable", name, field_of))
+    # An empty variable is an unset one, but for a key, where that would open what it was meant to lock.
+    given = {name: flag for name, flag in flags.items() if os.environ.get(flag.env) or flag.kind is SecretStr}
+    return {name: os.environ[flag.env] for name, flag in given.items() if flag.env in os.environ}
 
 
-class _YamlFile(PydanticBaseSettingsSource):
-    """The file that `config` names in a source of higher precedence."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise AssertionError("read as a whole, by __call__")
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.current_state.get("config")
-        if path is None:
-            return {}
-        flags = flags_of(self.settings_cls, self.config.get("env_prefix", "")).values()
-        field_of = {name: flag.field for flag in flags for name in (flag.field, *flag.aliases)}
-        found: dict[str, Any] = {}
-        for key, value in _mapping(Path(path)).items():
-            name = str(key).replace("-", "_")
-            if name not in field_of or name == "config":
-                raise SettingsError(f"{path}: {unknown_text('key', str(key), field_of)}")
-            found[field_of[name]] = value
-        return found
+def _from_file(path: str | Path | None, flags: dict[str, Flag]) -> dict[str, Any]:
+    if path is None:
+        return {}
+    field_of = {name: flag.field for flag in flags.values() for name in (flag.field, *flag.aliases)}
+    found: dict[str, Any] = {}
+    for key, value in _mapping(Path(path)).items():
+        name = str(key).replace("-", "_")
+        if name not in field_of or name == "config":
+            raise SettingsError(f"{path}: {unknown_text('key', str(key), field_of)}")
+        found[field_of[name]] = value
+    return found
 
 
 def _mapping(path: Path) -> dict[Any, Any]:

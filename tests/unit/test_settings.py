@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize, SecretStr, ValidationError
 
-from engine.api.settings import Settings, SettingsConfigDict, SettingsError, load, read, setting
+from engine.api.settings import Settings, SettingsError, load, read, setting
 from engine.core import Role
 
 
 class Example(Settings):
-    model_config = SettingsConfigDict(env_prefix="TANDEM_EXAMPLE_")
+    env_prefix = "TANDEM_EXAMPLE_"
 
     port: int = setting(8000, "port to listen on", group="Network", ge=1, le=65535, aliases=("server_port",))
     wait: float = setting(2.0, "between tries", group="Network", unit="seconds")
