@@ -35,7 +35,7 @@ class Case:
     def bytes(self, config: ModelConfig, bytes_per_weight: float = BITS_16) -> float:
         """Every weight once, and each row's keys and values, in bfloat16."""
         cached = self.num_rows * self.context * config.num_layers * 2 * config.num_kv_heads * config.head_dim
-        return bytes_per_weight * (layer_weights(config) + head_weights(config)) + 2.0 * cached
+        return bytes_per_weight * num_weights(config) + 2.0 * cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ def layer_weights(config: ModelConfig) -> int:
 
 def head_weights(config: ModelConfig) -> int:
     return config.vocab_size * config.hidden_size
+
+
+def num_weights(config: ModelConfig) -> int:
+    """Of every matrix that a step reads; an embedding of its own is not read, only its few rows."""
+    return layer_weights(config) + head_weights(config)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How figures are shown: a plain table, a chart, and the machine they come from."""
+"""How figures are shown: a plain table, and the machine they come from."""
 
 from __future__ import annotations
 
@@ -32,22 +32,3 @@ def machine() -> str:
     return (
         f"{facts.get('model name', platform.machine())}, {cores} cores, {' '.join(known)}, Linux {platform.release()}"
     )
-
-
-def plot_bars(path: Path, groups: Sequence[str], bars: dict[str, Sequence[float]]) -> None:
-    """One panel a group, since their units differ; lower is better in all of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(groups), figsize=(2.4 * len(groups), 3.4), layout="constrained")
-    for index, (panel, group) in enumerate(zip(panels, groups, strict=True)):
-        for position, (name, values) in enumerate(bars.items()):
-            drawn = panel.bar(position, values[index], label=name, color=f"C{position}")
-            panel.bar_label(drawn, fmt="%.3g", fontsize=7)
-        panel.set_title(group, fontsize=8)
-        panel.set_xticks([])
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(bars), fontsize=8)
-    figure.savefig(path, dpi=130)
