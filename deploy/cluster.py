@@ -13,7 +13,7 @@ from deploy import probe
 from deploy.child import Child, Listener, stop
 
 ROOT = Path(__file__).resolve().parent.parent
-POLL_S = 0.1
+POLL_S = 0.05
 TRIES = 3  # completions until one has gone through both roles
 COUNTING_S = 3.0  # for an engine's counters to show a completion; they are about a second old
 
@@ -157,7 +157,7 @@ class Cluster:
         idle -= {"hybrid"} if "prefill" in idle else set()
         while idle and time.monotonic() < deadline:
             idle -= {member.role for member in self.engines if _has_worked(member)}
-            time.sleep(POLL_S)
+            time.sleep(POLL_S if idle else 0)
         return sorted(idle)
 
     def _tick(self, deadline: float, state: str) -> None:

@@ -22,7 +22,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ByteSize,
@@ -134,6 +133,8 @@ def _from_file(path: str | Path | None, flags: dict[str, Flag]) -> dict[str, Any
 
 
 def _mapping(path: Path) -> dict[Any, Any]:
+    import yaml  # few use files, and everybody would wait for it
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

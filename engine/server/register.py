@@ -22,7 +22,7 @@ from engine.api.distserve import HEARTBEAT_HEADER
 
 log = logging.getLogger("engine.register")
 
-FIRST_RETRY_S = 0.25
+FIRST_RETRY_S = 0.1
 ATTEMPT_DEADLINE_S = 5.0
 LEAVE_DEADLINE_S = 2.0
 
