@@ -5,17 +5,18 @@ The kernel frees it when its last holder dies, however it dies. Nothing appears 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from kvtransfer.presence import MADV_POPULATE_WRITE, Presence
+
 HUGE_PAGE_BYTES = 2 << 20
 POPULATE_BYTES = 64 << 20  # per call: the interpreter lock is held for each
 MADV_POPULATE_READ = 22
-MADV_POPULATE_WRITE = 23
+SHMEM_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 F_SEAL_FUTURE_WRITE = 0x10
 
 # No peer can change the size (a reader would die of SIGBUS), map it for writing, or take these promises back.
@@ -23,14 +24,15 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | F_SEAL_FUTURE_WRITE | fcntl.F_
 
 
 class Region:
-    """Memory that this process owns and may lend. Every page is present from the start, because the first touch of a
-    page costs several times what copying it does."""
+    """Memory that this process owns and may lend. All of it is had from the start, so that none can be missing later;
+    its pages are brought in behind the owner's back."""
 
     def __init__(self, fd: int, mapping: mmap.mmap, num_bytes: int, *, huge: bool) -> None:
         self.fd = fd
         self.num_bytes = num_bytes
         self.huge = huge  # in reserved huge pages, which sendfile cannot send
         self._mapping = mapping
+        self.presence = Presence(mapping)
         self.buffer = memoryview(mapping)[:num_bytes]  # writable, [num_bytes] of uint8
 
     @classmethod
@@ -52,6 +54,7 @@ class Region:
         """Idempotent. Arrays made from `buffer` stay valid: the memory goes when the last of them does."""
         if self.fd < 0:
             return
+        self.presence.stop()
         os.close(self.fd)
         self.fd = -1
         _unmap(self.buffer, self._mapping)
@@ -115,21 +118,21 @@ def _map(num_bytes: int, page_bytes: int, flags: int) -> tuple[int, mmap.mmap]:
         mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         with suppress(OSError):  # this kernel has no transparent huge pages for shared memory
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        _touch(mapping)
+        if _huge_by_advice():
+            with suppress(OSError):  # before Linux 5.14
+                mapping.madvise(MADV_POPULATE_WRITE)
+        os.posix_fallocate(fd, 0, size)  # fails when it does not fit; the first touch could only kill us
     except OSError:
         os.close(fd)
         raise
     return fd, mapping
 
 
-def _touch(mapping: mmap.mmap) -> None:
-    try:
-        mapping.madvise(MADV_POPULATE_WRITE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        for offset in range(0, len(mapping), mmap.PAGESIZE):  # before Linux 5.14
-            mapping[offset] = 0
+def _huge_by_advice() -> bool:
+    """Whether touching gives huge pages, which takes little time, and allocating unseen only small ones."""
+    with suppress(OSError):
+        return "[advise]" in SHMEM_HUGE_PAGES.read_text()
+    return False
 
 
 def _unmap(buffer: memoryview, mapping: mmap.mmap) -> None:

@@ -36,6 +36,7 @@ from kvtransfer.transfer import TRANSPORTS, Connected, Connection, Endpoint, Eve
 HOST = "127.0.0.1"
 SECRET = bytes(32)
 DEADLINE_S = 30.0
+PAGES_S = 60.0  # for a pool's pages to be there, so that no first touch is measured
 SOCKET_BYTES = 1 << 20  # one call of the plain socket's reader
 
 
@@ -104,6 +105,8 @@ class Bench:
         self.random = np.random.default_rng(1)
         self.region = Region.allocate(layout.pool_bytes)
         self.source = Region.allocate(layout.pool_bytes)
+        for region in (self.region, self.source):
+            assert region.presence.wait(PAGES_S)
         self.num_bytes = int(self.copies()[:, 2].sum())
 
     def run(self) -> list[dict[str, float | str]]:
@@ -210,6 +213,7 @@ def ask_cpu(owner: Pipe) -> float:
 def own(pipe: Pipe, pool_bytes: int) -> None:
     """The owner's process: serves until it is told to stop."""
     region = Region.allocate(pool_bytes)
+    assert region.presence.wait(PAGES_S)
     endpoints = [open_endpoint(transport, region, HOST) for transport in TRANSPORTS]
     for endpoint in endpoints:
         endpoint.admit("reader", SECRET)

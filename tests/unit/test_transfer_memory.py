@@ -26,11 +26,32 @@ def test_a_region_is_zero_writable_and_shared() -> None:
     region.close()
 
 
-def test_every_page_is_present_from_the_start() -> None:
+def test_every_page_comes_by_itself() -> None:
     before = resident_bytes()
     region = Region.allocate(64 << 20)
+    assert region.presence.wait(10)
     assert resident_bytes() - before > 60 << 20
     region.close()
+
+
+def test_what_the_owner_writes_meanwhile_stays() -> None:
+    region = Region.allocate(64 << 20)
+    pages = np.frombuffer(region.buffer, np.uint8)[:: mmap.PAGESIZE]
+    pages[:] = 7
+    assert region.presence.wait(10)
+    assert (pages == 7).all()
+    region.close()
+
+
+def test_all_of_it_is_had_from_the_start() -> None:
+    region = Region.allocate(64 << 20)
+    assert os.fstat(region.fd).st_blocks * 512 >= 64 << 20
+    region.close()
+
+
+def test_it_can_be_closed_at_any_moment() -> None:
+    for _ in range(10):
+        Region.allocate(32 << 20).close()
 
 
 def resident_bytes() -> int:
