@@ -35,6 +35,8 @@ POLL_S = 0.05
 STOP_S = 10.0
 IDLE_S = 2.0
 SETTLE_S = 1.0
+TAKT_S = 0.1
+BUSY_CORES = 0.2
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -100,12 +102,23 @@ class Server:
                 child.finish()  # its last lines may still be on their way
                 raise Died(f"{child.name} ended with exit code {child.exit_code}: {' / '.join(list(child.tail)[-3:])}")
 
+    def settle(self) -> None:
+        """Waits until it does nothing more for requests that were given up, at most a while."""
+        deadline = time.monotonic() + STOP_S
+        while self._busy_cores(TAKT_S) > self.idle_cores + BUSY_CORES and time.monotonic() < deadline:
+            pass
+
     def measure_idle(self) -> None:
         """Waits a moment."""
         time.sleep(SETTLE_S)
+        self.idle_cores = self._busy_cores(IDLE_S)
+
+    def _busy_cores(self, seconds: float) -> float:
+        if not self.children:
+            return 0.0
         before = cpu_s(self.children)
-        time.sleep(IDLE_S)
-        self.idle_cores = (cpu_s(self.children) - before) / IDLE_S
+        time.sleep(seconds)
+        return (cpu_s(self.children) - before) / seconds
 
 
 def cpu_s(children: Sequence[Child]) -> float:
