@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from gguf.quants import quantize as gguf_quantize
 from numpy.typing import NDArray
 
 from kernels import _native
 from kernels._native import PackedWeight, pack
 from kernels.formats import BLOCKS, Format, Quantization, item_type, row_items
-from kernels.kinds import ITEM_TYPES, Floats, Indices, Items, Kind, narrowed, widened
+from kernels.kinds import ITEM_TYPES, Floats, Indices, Items, Kind
 
 __all__ = ["PackedWeight", "Part", "embed", "multiply", "pack_parts", "pack_weight", "quantize"]
 
 
 def pack_weight(matrix: Items, kind: Kind, gated: bool = False) -> PackedWeight:
-    """`matrix`: [outputs, inputs], copied. float16 is kept as float32. With `gated` the first half of the outputs are
+    """`matrix`: [outputs, inputs], copied. With `gated` the first half of the outputs are
     gates and the second half what they multiply: the product is then silu(gate) * value, half as wide. Raises
     TypeError when the items are not of that kind, ValueError for an odd number of gated outputs."""
     if matrix.dtype != ITEM_TYPES[kind]:
@@ -44,8 +43,8 @@ def pack_parts(parts: Sequence[Part], columns: int, kind: Kind, gated: bool = Fa
     fit."""
     for part in parts:
         _check_part(part, columns)
-    matrix = np.concatenate([_widened(part) for part in parts])
-    return pack_weight(narrowed(matrix, kind), kind, gated)
+    items = [np.ascontiguousarray(part.items) for part in parts]
+    return _native.pack_parts(items, [part.format for part in parts], columns, kind, gated)
 
 
 def _check_part(part: Part, columns: int) -> None:
@@ -54,13 +53,6 @@ def _check_part(part: Part, columns: int) -> None:
         raise TypeError(f"{part.format} comes as {expected.__name__}, not {part.items.dtype}")
     if part.items.ndim != 2 or part.items.shape[1] != width:
         raise ValueError(f"{columns} columns of {part.format} are rows of {width} items, not {part.items.shape}")
-
-
-def _widened(part: Part) -> Floats:
-    if part.format == "float32" or part.format == "bfloat16" or part.format == "float16":
-        return widened(part.items, part.format)
-    items: Floats = dequantize(part.items, GGMLQuantizationType[part.format.upper()])
-    return items
 
 
 def quantize(matrix: Floats, format: Quantization) -> NDArray[np.uint8]:

@@ -1,28 +1,12 @@
 #include "dense.h"
 
+#include <type_traits>
+#include <vector>
+
 #include "kernels.h"
 #include "threads.h"
 
 namespace tandem {
-namespace {
-
-constexpr int64_t tile_columns = 16;
-
-template <class Function>
-void on_all_threads(int64_t num_pieces, Function function) {
-    Threads::shared().run([&](Team& team, int member) {
-        team.meet(num_pieces);
-        for (int64_t piece; (piece = team.take(member)) >= 0;) function(piece);
-    });
-}
-
-// Where weight (k, column) of a panel lies.
-int64_t offset_bfloat16(int64_t k, int64_t column) {
-    const int64_t tile = k / input_step * 2 + column / tile_columns;
-    return ((tile * 16 + k % input_step / 2) * tile_columns + column % tile_columns) * 2 + k % 2;
-}
-
-}  // namespace
 
 DenseBFloat16::DenseBFloat16(const Matrix& matrix, bool gated)
     : PackedWeight(matrix.rows, matrix.columns, gated),
@@ -35,7 +19,7 @@ DenseBFloat16::DenseBFloat16(const Matrix& matrix, bool gated)
             const int64_t row = row_of(index, column);
             if (row < 0) continue;
             const BFloat16* const from = items + row * columns();
-            for (int64_t k = 0; k < columns(); k++) to[offset_bfloat16(k, column)] = from[k];
+            for (int64_t k = 0; k < columns(); k++) to[place_in_panel(k, column)] = from[k];
         }
     });
 }
@@ -52,41 +36,52 @@ void DenseBFloat16::multiply(const Input& input, int64_t first_row, int64_t num_
 void DenseBFloat16::row(int64_t index, float* items) const {
     const BFloat16* const from = panel(index / panel_columns);
     for (int64_t k = 0; k < columns(); k++) {
-        const uint32_t bits = static_cast<uint32_t>(from[offset_bfloat16(k, index % panel_columns)].bits) << 16;
-        memcpy(items + k, &bits, sizeof(bits));
+        items[k] = widened(from[place_in_panel(k, index % panel_columns)]);
     }
 }
 
-DenseFloat32::DenseFloat32(const Matrix& matrix, bool gated)
+template <class Item>
+DenseWide<Item>::DenseWide(const Matrix& matrix, bool gated)
     : PackedWeight(matrix.rows, matrix.columns, gated),
-      memory_(num_panels() * matrix.columns * panel_columns * sizeof(float)) {
+      memory_(num_panels() * matrix.columns * panel_columns * sizeof(Item)) {
+    const Item* const items = static_cast<const Item*>(matrix.items);
     on_all_threads(num_panels(), [&](int64_t index) {
-        float* const to = panel(index);
-        Memory whole_row(columns() * sizeof(float));
-        float* const items = reinterpret_cast<float*>(whole_row.data());
+        Item* const to = panel(index);
         for (int64_t column = 0; column < panel_columns; column++) {
             const int64_t row = row_of(index, column);
             if (row < 0) continue;
-            const char* const from =
-                static_cast<const char*>(matrix.items) + row * columns() * item_bytes(matrix.kind);
-            kernels().widen(from, matrix.kind, columns(), items);
-            for (int64_t k = 0; k < columns(); k++) to[k * panel_columns + column] = items[k];
+            const Item* const from = items + row * columns();
+            for (int64_t k = 0; k < columns(); k++) to[k * panel_columns + column] = from[k];
         }
     });
 }
 
-float* DenseFloat32::panel(int64_t index) const {
-    return reinterpret_cast<float*>(memory_.data()) + index * columns() * panel_columns;
+template <class Item>
+Item* DenseWide<Item>::panel(int64_t index) const {
+    return reinterpret_cast<Item*>(memory_.data()) + index * columns() * panel_columns;
 }
 
+template <>
 void DenseFloat32::multiply(const Input& input, int64_t first_row, int64_t num_rows, int64_t index,
                             const Output& output) const {
     kernels().multiply_float32(panel(index), columns(), input, first_row, num_rows, index, output);
 }
 
-void DenseFloat32::row(int64_t index, float* items) const {
-    const float* const from = panel(index / panel_columns) + index % panel_columns;
-    for (int64_t k = 0; k < columns(); k++) items[k] = from[k * panel_columns];
+template <>
+void DenseFloat16::multiply(const Input& input, int64_t first_row, int64_t num_rows, int64_t index,
+                            const Output& output) const {
+    kernels().multiply_float16(panel(index), columns(), input, first_row, num_rows, index, output);
 }
+
+template <class Item>
+void DenseWide<Item>::row(int64_t index, float* items) const {
+    const Item* const from = panel(index / panel_columns) + index % panel_columns;
+    std::vector<Item> found(columns());
+    for (int64_t k = 0; k < columns(); k++) found[k] = from[k * panel_columns];
+    kernels().widen(found.data(), std::is_same<Item, float>::value ? Kind::float32 : Kind::float16, columns(), items);
+}
+
+template class DenseWide<float>;
+template class DenseWide<Float16>;
 
 }  // namespace tandem

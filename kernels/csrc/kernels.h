@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "items.h"
 #include "sampling_kernels.h"
+#include "strip.h"
 #include "weight.h"
 
 namespace tandem {
@@ -26,6 +27,17 @@ struct Kernels {
                               int64_t panel_index, const Output&);
     void (*multiply_float32)(const float* panel, int64_t columns, const Input&, int64_t first_row, int64_t num_rows,
                              int64_t panel_index, const Output&);
+
+    void (*multiply_float16)(const Float16* panel, int64_t columns, const Input&, int64_t first_row, int64_t num_rows,
+                             int64_t panel_index, const Output&);
+
+    // The two strips of a panel, made into a dense one; see strip.h.
+    void (*expand_bfloat16)(const Strip* strips, int64_t steps, BFloat16* panel);
+    void (*expand_float32)(const Strip* strips, int64_t steps, float* panel);
+
+    // What multiply_bfloat16 gives for the panel that the strips make. `scratch` holds one.
+    void (*multiply_strips)(const Strip* strips, int64_t steps, BFloat16* scratch, const Input&, int64_t first_row,
+                            int64_t num_rows, int64_t panel_index, const Output&);
 
     // items / rms(items) * weight, as `kind`.
     void (*normalise)(const float* items, const float* weight, int64_t count, float epsilon, Kind kind, void* result);

@@ -117,4 +117,65 @@ inline Lanes load_second_of_pairs(const BFloat16* items) {
             _mm256_castsi256_ps(_mm256_and_si256(load_pairs(items + 16), high))};
 }
 
+// Sixteen words of 32 bits.
+struct Words {
+    __m256i a, b;
+};
+
+inline Words load_words(const void* words) {
+    const __m256i* const halves = static_cast<const __m256i*>(words);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+inline Words shifted_right(Words x, int count) {
+    return {_mm256_srli_epi32(x.a, count), _mm256_srli_epi32(x.b, count)};
+}
+inline __m256i turned_by_16(__m256i x) { return _mm256_or_si256(_mm256_srli_epi32(x, 16), _mm256_slli_epi32(x, 16)); }
+inline Words turned_by_16(Words x) { return {turned_by_16(x.a), turned_by_16(x.b)}; }
+inline __m128i load_eight_bytes(const void* items) { return _mm_loadl_epi64(static_cast<const __m128i*>(items)); }
+inline Lanes load(const uint8_t* items) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_eight_bytes(items))),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_eight_bytes(items + 8)))};
+}
+inline Lanes load(const int8_t* items) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_eight_bytes(items))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_eight_bytes(items + 8)))};
+}
+
+// The numbers of 4, 5 or 6 bits, less the centre: of `low` bits 0–3, of `high` bits 4 and 5.
+template <int bits, int centre>
+inline __m256 numbers_of(__m256i low, __m256i high) {
+    __m256i codes = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    if constexpr (bits > 4) {
+        codes = _mm256_or_si256(codes, _mm256_and_si256(high, _mm256_set1_epi32((1 << bits) - 16)));
+    }
+    if constexpr (centre > 0) codes = _mm256_sub_epi32(codes, _mm256_set1_epi32(centre));
+    return _mm256_cvtepi32_ps(codes);
+}
+template <int bits, int centre>
+inline Lanes numbers_of(Words low, Words high) {
+    return {numbers_of<bits, centre>(low.a, high.a), numbers_of<bits, centre>(low.b, high.b)};
+}
+
+// Of 16 numbers the first 8, and the last, each twice.
+inline Lanes twice(__m256 x) {
+    return {_mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
+            _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))};
+}
+inline Lanes first_half_twice(Lanes x) { return twice(x.a); }
+inline Lanes last_half_twice(Lanes x) { return twice(x.b); }
+
+// Of 16 pairs in two registers the first, and the second, of each.
+template <int places>
+inline __m256 some_of_pairs(Lanes x) {
+    const __m256 by_quarters = _mm256_shuffle_ps(x.a, x.b, places);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(by_quarters), 0b11011000));
+}
+inline Lanes firsts(Lanes x, Lanes y) { return {some_of_pairs<0b10001000>(x), some_of_pairs<0b10001000>(y)}; }
+inline Lanes seconds(Lanes x, Lanes y) { return {some_of_pairs<0b11011101>(x), some_of_pairs<0b11011101>(y)}; }
+
+inline void store(BFloat16* items, Lanes x, Lanes y) {
+    store(items, x);
+    store(items + 16, y);
+}
+
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -81,4 +81,65 @@ inline Lanes load_second_of_pairs(const BFloat16* items) {
     return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(items), high))};
 }
 
+// Sixteen words of 32 bits.
+struct Words {
+    __m512i v;
+};
+
+inline Words load_words(const void* words) { return {_mm512_loadu_si512(words)}; }
+inline Words shifted_right(Words a, int count) { return {_mm512_srli_epi32(a.v, count)}; }
+inline Words turned_by_16(Words a) { return {_mm512_rol_epi32(a.v, 16)}; }
+inline Lanes load(const uint8_t* items) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(items))))};
+}
+inline Lanes load(const int8_t* items) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(items))))};
+}
+
+template <int first>
+inline __m512 numbers_from() {
+    return _mm512_setr_ps(first, first + 1, first + 2, first + 3, first + 4, first + 5, first + 6, first + 7, first + 8,
+                          first + 9, first + 10, first + 11, first + 12, first + 13, first + 14, first + 15);
+}
+
+// The numbers of 4, 5 or 6 bits, less the centre: of `low` bits 0–3, of `high` bits 4 and 5. Looked up, the first two
+// need neither masks nor conversion.
+template <int bits, int centre>
+inline Lanes numbers_of(Words low, Words high) {
+    if constexpr (bits == 4) return {_mm512_permutexvar_ps(low.v, numbers_from<-centre>())};
+    const __m512i joined = _mm512_ternarylogic_epi32(_mm512_set1_epi32(15), low.v, high.v, 0xca);  // low where set
+    if constexpr (bits == 5) {
+        return {_mm512_permutex2var_ps(numbers_from<-centre>(), joined, numbers_from<16 - centre>())};
+    }
+    const __m512i masked = _mm512_and_si512(joined, _mm512_set1_epi32(63));
+    return {_mm512_sub_ps(_mm512_cvtepi32_ps(masked), _mm512_set1_ps(centre))};
+}
+
+// Of 16 numbers the first 8, and the last, each twice.
+inline Lanes first_half_twice(Lanes a) {
+    return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), a.v)};
+}
+inline Lanes last_half_twice(Lanes a) {
+    return {_mm512_permutexvar_ps(_mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15), a.v)};
+}
+
+// Of 16 pairs in two registers the first, and the second, of each.
+inline Lanes firsts(Lanes a, Lanes b) {
+    const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+inline Lanes seconds(Lanes a, Lanes b) {
+    const __m512i places = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+
+inline void store(BFloat16* items, Lanes a, Lanes b) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(items, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+#else
+    store(items, a);
+    store(items + 16, b);
+#endif
+}
+
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

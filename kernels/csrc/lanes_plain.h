@@ -81,7 +81,6 @@ inline double total(Sums sums) {
     return sum;
 }
 
-inline float widened(BFloat16 item) { return float_of(static_cast<uint32_t>(item.bits) << 16); }
 // The exponent is moved to its new bias by a multiplication, which also makes subnormal numbers right.
 inline float widened(Float16 item) {
     const uint32_t sign = static_cast<uint32_t>(item.bits & 0x8000) << 16;
@@ -121,6 +120,62 @@ inline Lanes load_first_of_pairs(const BFloat16* items) {
 }
 inline Lanes load_second_of_pairs(const BFloat16* items) {
     return each([&](int i) { return widened(items[2 * i + 1]); });
+}
+
+// Sixteen words of 32 bits.
+struct Words {
+    uint32_t v[plain_lanes];
+};
+
+template <class Function>
+inline Words each_word(Function function) {
+    Words result;
+    for (int i = 0; i < plain_lanes; i++) result.v[i] = function(i);
+    return result;
+}
+
+inline Words load_words(const void* words) {
+    Words result;
+    memcpy(result.v, words, sizeof(result.v));
+    return result;
+}
+inline Words shifted_right(const Words& a, int count) {
+    return each_word([&](int i) { return a.v[i] >> count; });
+}
+inline Words turned_by_16(const Words& a) {
+    return each_word([&](int i) { return a.v[i] >> 16 | a.v[i] << 16; });
+}
+inline Lanes load(const uint8_t* items) { return each([&](int i) { return static_cast<float>(items[i]); }); }
+inline Lanes load(const int8_t* items) { return each([&](int i) { return static_cast<float>(items[i]); }); }
+
+// The numbers of 4, 5 or 6 bits, less the centre: of `low` bits 0–3, of `high` bits 4 and 5.
+template <int bits, int centre>
+inline Lanes numbers_of(const Words& low, const Words& high) {
+    constexpr uint32_t high_mask = (1 << bits) - 16;
+    return each([&](int i) {
+        return static_cast<float>(static_cast<int>((low.v[i] & 15) | (high.v[i] & high_mask)) - centre);
+    });
+}
+
+// Of 16 numbers the first 8, and the last, each twice.
+inline Lanes first_half_twice(const Lanes& a) {
+    return each([&](int i) { return a.v[i / 2]; });
+}
+inline Lanes last_half_twice(const Lanes& a) {
+    return each([&](int i) { return a.v[8 + i / 2]; });
+}
+
+// Of 16 pairs in two registers the first, and the second, of each.
+inline Lanes firsts(const Lanes& a, const Lanes& b) {
+    return each([&](int i) { return i < 8 ? a.v[2 * i] : b.v[2 * i - 16]; });
+}
+inline Lanes seconds(const Lanes& a, const Lanes& b) {
+    return each([&](int i) { return i < 8 ? a.v[2 * i + 1] : b.v[2 * i - 15]; });
+}
+
+inline void store(BFloat16* items, const Lanes& a, const Lanes& b) {
+    store(items, a);
+    store(items + plain_lanes, b);
 }
 
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

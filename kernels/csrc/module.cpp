@@ -7,6 +7,7 @@
 #include "module_decoder.h"
 #include "module_kernels.h"
 #include "module_sampling.h"
+#include "module_weight.h"
 
 namespace nb = nanobind;
 
@@ -34,6 +35,7 @@ NB_MODULE(_native, module) {
                nb::arg("destination").noconvert(), nb::arg("copies").noconvert());
     module.def("isa", [] { return tandem::name(tandem::isa()); });
     bind_kernels(module);
+    bind_weight(module);
     bind_decoder(module);
     bind_sampling(module);
 }

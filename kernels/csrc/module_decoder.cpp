@@ -14,15 +14,6 @@ using namespace nb::literals;
 namespace tandem {
 namespace {
 
-Weight pack_matrix(ItemTable matrix, const std::string& kind_name, bool gated) {
-    const Kind kind = kind_named(kind_name);
-    agree(static_cast<int64_t>(matrix.itemsize()), static_cast<int64_t>(item_bytes(kind)), "the bytes of an item");
-    const Matrix given = {matrix.data(), kind, static_cast<int64_t>(matrix.shape(0)),
-                          static_cast<int64_t>(matrix.shape(1))};
-    nb::gil_scoped_release release;
-    return pack(given, gated);
-}
-
 void add_shape(nb::module_& module) {
     nb::class_<DecoderShape>(module, "DecoderShape")
         .def(nb::init<>())
@@ -105,13 +96,6 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> forward(nb::handle self, Indices toke
 
 void bind_decoder(nb::module_& module) {
     using namespace tandem;
-    nb::class_<PackedWeight>(module, "PackedWeight")
-        .def_prop_ro("rows", &PackedWeight::rows)
-        .def_prop_ro("columns", &PackedWeight::columns)
-        .def_prop_ro("gated", &PackedWeight::gated)
-        .def_prop_ro("num_bytes", &PackedWeight::num_bytes)
-        .def_prop_ro("input_kind", [](const PackedWeight& weight) { return name_of(weight.input_kind()); });
-    module.def("pack", &pack_matrix, "matrix"_a.noconvert(), "kind"_a, "gated"_a);
     add_shape(module);
     add_layer(module);
     nb::class_<Decoder>(module, "Decoder")

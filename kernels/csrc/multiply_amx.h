@@ -57,6 +57,14 @@ void multiply_32_rows(const char* weights, int64_t steps, const char* input, int
     TANDEM_TILE_STORE(3, block + tile_rows * panel_columns + tile_rows, block_bytes);
 }
 
+inline void finish_block(const float* block, int64_t row, int64_t num_rows, int64_t panel_index,
+                         const Output& output) {
+    for (int64_t i = 0; i < num_rows; i++) {
+        const float* const products = block + i * panel_columns;
+        finish(output, row + i, panel_index, {load(products), load(products + num_lanes)});
+    }
+}
+
 template <bool ahead>
 void multiply_block(const char* weights, int64_t steps, const Input& input, int64_t row, int64_t num_rows,
                     int64_t panel_index, const Output& output) {
@@ -67,9 +75,16 @@ void multiply_block(const char* weights, int64_t steps, const Input& input, int6
     } else {
         multiply_32_rows<ahead>(weights, steps, items, input.row_bytes, block);
     }
-    for (int64_t i = 0; i < num_rows; i++) {
-        const float* const products = block + i * panel_columns;
-        finish(output, row + i, panel_index, {load(products), load(products + num_lanes)});
+    finish_block(block, row, num_rows, panel_index, output);
+}
+
+// Rows of a panel that lies in the cache.
+inline void multiply_blocks(const char* weights, int64_t steps, const Input& input, int64_t first_row,
+                            int64_t num_rows, int64_t panel_index, const Output& output) {
+    const int64_t last = first_row + num_rows;
+    for (int64_t row = first_row; row < last; row += block_rows) {
+        const int64_t count = last - row < block_rows ? last - row : block_rows;
+        multiply_block<false>(weights, steps, input, row, count, panel_index, output);
     }
 }
 
@@ -80,10 +95,7 @@ inline void multiply_bfloat16_amx(const BFloat16* panel, int64_t steps, const In
     const int64_t last = first_row + num_rows;
     const int64_t second = first_row + block_rows < last ? first_row + block_rows : last;
     multiply_block<true>(weights, steps, input, first_row, second - first_row, panel_index, output);
-    for (int64_t row = second; row < last; row += block_rows) {
-        const int64_t count = last - row < block_rows ? last - row : block_rows;
-        multiply_block<false>(weights, steps, input, row, count, panel_index, output);
-    }
+    multiply_blocks(weights, steps, input, second, last - second, panel_index, output);
 }
 
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -24,13 +24,15 @@ inline const Item* input_row(const Input& input, int64_t row) {
     return reinterpret_cast<const Item*>(static_cast<const char*>(input.items) + row * input.row_bytes);
 }
 
+// Weights of float32, or what widens to it, times float32.
+template <class Wide>
 struct Float32Step {
-    using Weight = float;
+    using Weight = Wide;
     using Item = float;
     static constexpr int64_t length = 1;  // k
 
     template <int rows>
-    static void accumulate(const float* weights, const float* const* inputs, int64_t k, PanelRow* sums) {
+    static void accumulate(const Wide* weights, const float* const* inputs, int64_t k, PanelRow* sums) {
         const Lanes first = load(weights), second = load(weights + num_lanes);
         prefetch(weights);
         prefetch(weights + num_lanes);
@@ -41,13 +43,6 @@ struct Float32Step {
     }
 };
 
-inline float widened_item(BFloat16 item) {
-    const uint32_t bits = static_cast<uint32_t>(item.bits) << 16;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
 #if defined(__AVX512BF16__)
 inline Lanes add_products_of_pairs(Lanes sum, const BFloat16* weights, const BFloat16* pair) {
     int bits;
@@ -57,8 +52,8 @@ inline Lanes add_products_of_pairs(Lanes sum, const BFloat16* weights, const BFl
 }
 #else
 inline Lanes add_products_of_pairs(Lanes sum, const BFloat16* weights, const BFloat16* pair) {
-    const Lanes once = fma(load_first_of_pairs(weights), all(widened_item(pair[0])), sum);
-    return fma(load_second_of_pairs(weights), all(widened_item(pair[1])), once);
+    const Lanes once = fma(load_first_of_pairs(weights), all(widened(pair[0])), sum);
+    return fma(load_second_of_pairs(weights), all(widened(pair[1])), once);
 }
 #endif
 
@@ -118,7 +113,12 @@ void multiply_panel(const typename Step::Weight* panel, int64_t columns, const I
 
 inline void multiply_float32(const float* panel, int64_t columns, const Input& input, int64_t first_row,
                              int64_t num_rows, int64_t panel_index, const Output& output) {
-    multiply_panel<Float32Step>(panel, columns, input, first_row, num_rows, panel_index, output);
+    multiply_panel<Float32Step<float>>(panel, columns, input, first_row, num_rows, panel_index, output);
+}
+
+inline void multiply_float16(const Float16* panel, int64_t columns, const Input& input, int64_t first_row,
+                             int64_t num_rows, int64_t panel_index, const Output& output) {
+    multiply_panel<Float32Step<Float16>>(panel, columns, input, first_row, num_rows, panel_index, output);
 }
 
 inline void multiply_bfloat16(const BFloat16* panel, int64_t steps, const Input& input, int64_t first_row,

@@ -2,12 +2,14 @@
 #pragma once
 
 #include "attention_lanes.h"
+#include "expand_lanes.h"
 #include "multiply_lanes.h"
 #include "rows_lanes.h"
 #include "sampling_lanes.h"
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
 #include "multiply_amx.h"
+#include "multiply_strips_amx.h"
 #endif
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
@@ -18,6 +20,10 @@ constexpr Kernels table() {
     kernels.leave = [] {};
     kernels.multiply_bfloat16 = multiply_bfloat16;
     kernels.multiply_float32 = multiply_float32;
+    kernels.multiply_float16 = multiply_float16;
+    kernels.expand_bfloat16 = expand_bfloat16;
+    kernels.expand_float32 = expand_float32;
+    kernels.multiply_strips = multiply_strips;
     kernels.normalise = normalise;
     kernels.turn = turn;
     kernels.gate = gate;
@@ -30,6 +36,7 @@ constexpr Kernels table() {
     kernels.enter = enter_tiles;
     kernels.leave = leave_tiles;
     kernels.multiply_bfloat16 = multiply_bfloat16_amx;
+    kernels.multiply_strips = multiply_strips_amx;
     kernels.attend = attend_amx;
 #endif
     return kernels;

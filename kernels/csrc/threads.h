@@ -100,4 +100,13 @@ class Threads {
     std::atomic<int> sleepers_{0};
 };
 
+// Each piece once, on whichever of the shared threads.
+template <class Function>
+void on_all_threads(int64_t num_pieces, Function function) {
+    Threads::shared().run([&](Team& team, int member) {
+        team.meet(num_pieces);
+        for (int64_t piece; (piece = team.take(member)) >= 0;) function(piece);
+    });
+}
+
 }  // namespace tandem

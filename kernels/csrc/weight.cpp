@@ -20,6 +20,7 @@ int64_t PackedWeight::row_of(int64_t panel, int64_t column) const {
 std::unique_ptr<PackedWeight> pack(const Matrix& matrix, bool gated) {
     if (gated && matrix.rows % 2 != 0) throw std::invalid_argument("gated weights have as many gates as values");
     if (matrix.kind == Kind::bfloat16) return std::make_unique<DenseBFloat16>(matrix, gated);
+    if (matrix.kind == Kind::float16) return std::make_unique<DenseFloat16>(matrix, gated);
     return std::make_unique<DenseFloat32>(matrix, gated);
 }
 

@@ -80,7 +80,7 @@ class PackedWeight {
     const bool gated_;
 };
 
-// Copies the matrix into the layout of dense weights, on all threads. float16 becomes float32. Gated: the first half of
+// Copies the matrix into the layout of dense weights, on all threads. Gated: the first half of
 // the rows are the gate, the second half what it multiplies. Throws std::invalid_argument for an odd number of these.
 std::unique_ptr<PackedWeight> pack(const Matrix& matrix, bool gated);
 

@@ -1,0 +1,86 @@
+// Products of strips with the tiles of AMX. While the tiles multiply one step, the lanes make the weights of the next.
+#pragma once
+
+#include "expand_lanes.h"
+#include "multiply_amx.h"
+
+namespace tandem::TANDEM_ISA_NAMESPACE {
+
+constexpr int64_t panel_step_items = step_weights * panel_columns;
+constexpr int64_t ring_steps = 4;  // of a panel that nobody will read again: stays in the first-level cache
+
+// Where the weights of each step go.
+struct Expansion {
+    const Strip* strips;
+    int64_t steps;
+    BFloat16* scratch;
+    int64_t scratch_steps;  // then from its start again
+
+    const char* at(int64_t step) const {
+        return reinterpret_cast<const char*>(scratch + step % scratch_steps * panel_step_items);
+    }
+    void expand(int64_t step) const {
+        if (step < steps) expand_tiles(strips, step, scratch + step % scratch_steps * panel_step_items);
+    }
+};
+
+inline void multiply_16_rows(const Expansion& expansion, const char* input, int64_t row_bytes, float* block) {
+    TANDEM_TILE_ZERO(0);
+    TANDEM_TILE_ZERO(1);
+    expansion.expand(0);
+    for (int64_t step = 0; step < expansion.steps; step++, input += tile_row_bytes) {
+        const char* const weights = expansion.at(step);
+        expansion.expand(step + 1);
+        TANDEM_TILE_LOAD(4, input, row_bytes);
+        TANDEM_TILE_LOAD(6, weights, tile_row_bytes);
+        TANDEM_TILE_PRODUCT(0, 4, 6);
+        TANDEM_TILE_LOAD(7, weights + tile_bytes, tile_row_bytes);
+        TANDEM_TILE_PRODUCT(1, 4, 7);
+    }
+    TANDEM_TILE_STORE(0, block, block_bytes);
+    TANDEM_TILE_STORE(1, block + tile_rows, block_bytes);
+}
+
+inline void multiply_32_rows(const Expansion& expansion, const char* input, int64_t row_bytes, float* block) {
+    TANDEM_TILE_ZERO(0);
+    TANDEM_TILE_ZERO(1);
+    TANDEM_TILE_ZERO(2);
+    TANDEM_TILE_ZERO(3);
+    const char* lower = input + tile_rows * row_bytes;
+    expansion.expand(0);
+    for (int64_t step = 0; step < expansion.steps; step++) {
+        const char* const weights = expansion.at(step);
+        expansion.expand(step + 1);
+        TANDEM_TILE_LOAD(6, weights, tile_row_bytes);
+        TANDEM_TILE_LOAD(4, input + step * tile_row_bytes, row_bytes);
+        TANDEM_TILE_PRODUCT(0, 4, 6);
+        TANDEM_TILE_LOAD(7, weights + tile_bytes, tile_row_bytes);
+        TANDEM_TILE_PRODUCT(1, 4, 7);
+        TANDEM_TILE_LOAD(5, lower + step * tile_row_bytes, row_bytes);
+        TANDEM_TILE_PRODUCT(2, 5, 6);
+        TANDEM_TILE_PRODUCT(3, 5, 7);
+    }
+    TANDEM_TILE_STORE(0, block, block_bytes);
+    TANDEM_TILE_STORE(1, block + tile_rows, block_bytes);
+    TANDEM_TILE_STORE(2, block + tile_rows * panel_columns, block_bytes);
+    TANDEM_TILE_STORE(3, block + tile_rows * panel_columns + tile_rows, block_bytes);
+}
+
+inline void multiply_strips_amx(const Strip* strips, int64_t steps, BFloat16* scratch, const Input& input,
+                                int64_t first_row, int64_t num_rows, int64_t panel_index, const Output& output) {
+    const int64_t count = num_rows < block_rows ? num_rows : block_rows;
+    const Expansion expansion = {strips, steps, scratch, num_rows <= block_rows ? ring_steps : steps};
+    alignas(64) float block[block_rows * panel_columns];
+    const char* const items = static_cast<const char*>(input.items) + first_row * input.row_bytes;
+    if (count <= tile_rows) {
+        multiply_16_rows(expansion, items, input.row_bytes, block);
+    } else {
+        multiply_32_rows(expansion, items, input.row_bytes, block);
+    }
+    finish_block(block, first_row, count, panel_index, output);
+    if (num_rows == count) return;
+    multiply_blocks(reinterpret_cast<const char*>(scratch), steps, input, first_row + count, num_rows - count,
+                    panel_index, output);
+}
+
+}  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -1,0 +1,61 @@
+#include "strip.h"
+
+#include "kernels.h"
+
+namespace tandem {
+namespace {
+
+constexpr int64_t line_words = 16;
+
+struct Place {
+    int64_t group, pair, lane;
+};
+
+Place place_of(int64_t k, int64_t column) { return {column / 8, k / 2, column % 8 * 2 + k % 2}; }
+
+void lay_nibble(uint32_t* words, const Place& place, uint32_t code) {
+    words[(place.group * 2 + place.pair / 8) * line_words + place.lane] |= (code & 15) << place.pair % 8 * 4;
+}
+
+void lay_fifth(uint32_t* words, const Place& place, uint32_t code) {
+    words[place.lane] |= (code >> 4 & 1) << (4 + 16 * place.group + place.pair) % 32;
+}
+
+void lay_fifth_and_sixth(uint32_t* words, const Place& place, uint32_t code) {
+    words[place.group * line_words + place.lane] |= (code >> 4 & 3) << (4 + 2 * place.pair) % 32;
+}
+
+void lay_code(Format format, char* to, const Place& place, uint8_t code) {
+    const int bits = coding_of(format).bits;
+    if (bits == 8) {
+        to[(place.pair * 2 + place.group) * 16 + place.lane] = static_cast<char>(code);
+        return;
+    }
+    uint32_t* const words = reinterpret_cast<uint32_t*>(to);
+    lay_nibble(words, place, code);
+    if (bits == 5) lay_fifth(words + 4 * line_words, place, code);
+    if (bits == 6) lay_fifth_and_sixth(words + 4 * line_words, place, code);
+}
+
+}  // namespace
+
+void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& codes) {
+    const Coding coding = coding_of(strip.format);
+    uint16_t* const header = reinterpret_cast<uint16_t*>(group_at(strip, step));
+    header[column] = codes.scale;
+    if (coding.has_least) header[strip_columns + column] = codes.least;
+    char* to = group_at(strip, step) + header_bytes(strip.format) + step % coding.group_steps * step_bytes(strip.format);
+    for (int64_t i = 0; i < coding.num_factors; i++, to += strip_columns) to[column] = static_cast<char>(codes.factors[i]);
+    for (int64_t k = 0; k < step_weights; k++) lay_code(strip.format, to, place_of(k, column), codes.codes[k]);
+}
+
+void lay_items(const Strip& strip, int64_t step, int64_t column, const float* items, int64_t count) {
+    const Kind kind = kind_of(strip.format);
+    const int64_t size = static_cast<int64_t>(item_bytes(kind));
+    char* const to = group_at(strip, step);
+    char narrowed[step_weights * sizeof(float)];
+    kernels().narrow(items, count, kind, narrowed);
+    for (int64_t k = 0; k < count; k++) memcpy(to + place_in_step(k, column) * size, narrowed + k * size, size);
+}
+
+}  // namespace tandem

@@ -1,0 +1,65 @@
+// Half a panel: 16 columns whose weights are of one format, as small as in a file but in the order of the products.
+//
+// Step by step of 32 k, two groups of 8 columns take turns; the 16 lanes of a group are (column, k % 2), so that lines
+// of weights come out as tiles of bfloat16 are:
+//
+//     lanes                       c0 k0, c0 k1, c1 k0, c1 k1, …, c7 k1
+//     codes of 4 bits             [group][pairs 0–7 | 8–15][16 lanes] words of 32 bits, pair p in bits 4 (p % 8)
+//     the fifth bits              [16 lanes] words, pair p of group g in bit (4 + 16 g + p) % 32
+//     the fifth and sixth bits    [group][16 lanes] words, pair p in bits (4 + 2 p) % 32
+//     codes of 8 bits             [pair][group][16 lanes] bytes
+//     dense                       [pair][group][16 lanes] items
+//
+// Before the codes of a step, [16 columns] bytes of each factor; before the steps of a group, [16 columns] float16 of
+// the scales and of the leasts.
+//
+// What the files of one instruction set use of this is static: the linker must not take one's copy for another's.
+#pragma once
+
+#include "formats.h"
+#include "weight.h"
+
+namespace tandem {
+
+constexpr int64_t strip_columns = 16;
+constexpr int64_t step_pairs = step_weights / 2;
+
+static constexpr int64_t code_bytes(Format format) {
+    const int bits = coding_of(format).bits;
+    return strip_columns * step_weights / 8 * (bits > 0 ? bits : format == Format::float32 ? 32 : 16);
+}
+static constexpr int64_t header_bytes(Format format) {
+    if (!is_quantized(format)) return 0;
+    return strip_columns * static_cast<int64_t>(sizeof(uint16_t)) * (coding_of(format).has_least ? 2 : 1);
+}
+static constexpr int64_t step_bytes(Format format) {
+    return coding_of(format).num_factors * strip_columns + code_bytes(format);
+}
+static constexpr int64_t group_bytes(Format format) {
+    return header_bytes(format) + coding_of(format).group_steps * step_bytes(format);
+}
+
+// The two strips of a panel take turns, so that a panel is read from its first byte to its last.
+struct Strip {
+    Format format;
+    char* items;
+    int64_t turn_steps;  // of a turn, a multiple of the format's group
+    int64_t turn_bytes;  // from turn to turn
+};
+
+static inline char* group_at(const Strip& strip, int64_t step) {
+    const int64_t group_steps = coding_of(strip.format).group_steps;
+    return strip.items + step / strip.turn_steps * strip.turn_bytes +
+           step % strip.turn_steps / group_steps * group_bytes(strip.format);
+}
+
+// Where weight (k, column) of a step lies among its dense items.
+static constexpr int64_t place_in_step(int64_t k, int64_t column) {
+    return (k / 2 * 2 + column / 8) * 16 + column % 8 * 2 + k % 2;
+}
+
+// Lays one column of a step into zeroed memory.
+void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& codes);
+void lay_items(const Strip& strip, int64_t step, int64_t column, const float* items, int64_t count);
+
+}  // namespace tandem
