@@ -46,6 +46,7 @@ struct TileAttention {
     char *queries, *values, *weights, *gathered;
     float *sums, *scores;
     const char* key_rows[key_step];  // the keys of the step, null past the end
+    int64_t ahead = 0, ahead_end = 0;  // tokens to prefetch
 
     TileAttention(const AttentionShape& shape, const AttentionPiece& piece, char* scratch)
         : shape(shape),
@@ -134,6 +135,7 @@ struct TileAttention {
     // four of every eight, as the processor interleaves them; `put` restores the order.
     void interleave_values(int64_t num_token_tiles) {
         for (int64_t pair = 0; pair < num_token_tiles * tile_rows; pair++) {
+            prefetch_token();
             const char* const first = value_row(2 * pair);
             const char* const second = value_row(2 * pair + 1);
             char* to = values + pair / tile_rows * (dims / tile_rows) * tile_bytes + pair % tile_rows * tile_row_bytes;
@@ -145,21 +147,26 @@ struct TileAttention {
         }
     }
 
-    // Asked for while the step before is computed.
-    void prefetch_step(int64_t first) const {
-        const int64_t end = first + key_step < piece.end_key ? first + key_step : piece.end_key;
+    // The tokens of a step are asked for one by one while the step before is computed: all at once they would keep the
+    // processor from anything else until the last had come.
+    void look_ahead(int64_t first) {
+        ahead = first;
+        ahead_end = first + key_step < piece.end_key ? first + key_step : piece.end_key;
+    }
+    void prefetch_token() {
+        if (ahead >= ahead_end) return;
         const int64_t row_bytes = dims * static_cast<int64_t>(sizeof(BFloat16));
-        for (int64_t token = first; token < end;) {
-            const int64_t offset = token & (shape.block_size - 1);
-            const int64_t run = shape.block_size - offset < end - token ? shape.block_size - offset : end - token;
-            const char* const keys =
-                piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes + offset * row_bytes;
-            for (int64_t byte = 0; byte < run * row_bytes; byte += tile_row_bytes) {
-                __builtin_prefetch(keys + byte);
-                __builtin_prefetch(keys + shape.side_bytes + byte);
-            }
-            token += run;
+        const char* const keys = piece.keys +
+                                 piece.blocks[ahead >> __builtin_ctzll(shape.block_size)] * shape.block_bytes +
+                                 (ahead & (shape.block_size - 1)) * row_bytes;
+        for (int64_t byte = 0; byte < row_bytes; byte += tile_row_bytes) {
+            __builtin_prefetch(keys + byte);
+            __builtin_prefetch(keys + shape.side_bytes + byte);
         }
+        ahead++;
+    }
+    void prefetch_rest() {
+        while (ahead < ahead_end) prefetch_token();
     }
 
     void score(int64_t index, const char* const* keys, int64_t num_key_tiles) {
@@ -227,6 +234,7 @@ struct TileAttention {
             const float* row = scores + part * tile_tokens * tile_rows;
             __m512i pairs[tile_rows];
             for (int64_t i = 0; i < tile_rows; i++, row += 2 * tile_rows) {
+                prefetch_token();
                 const __m512 first = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row), factor, shift));
                 const __m512 second = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row + tile_rows), factor, shift));
                 even = _mm512_add_ps(even, first);
@@ -299,7 +307,7 @@ struct TileAttention {
         const int64_t num_key_tiles = (count + tile_keys - 1) / tile_keys;
         const int64_t num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
         find_keys(first);
-        prefetch_step(first + key_step);
+        look_ahead(first + key_step);
         const char* keys[key_step / tile_keys];
         for (int64_t i = 0; i < num_key_tiles; i++) keys[i] = keys_of_tile(i * tile_keys);
         interleave_values(num_token_tiles);
@@ -311,10 +319,12 @@ struct TileAttention {
             weigh(index, num_token_tiles);
             add_values(index, num_token_tiles);
         }
+        prefetch_rest();
     }
 
     void run() {
-        prefetch_step(piece.first_key);
+        look_ahead(piece.first_key);
+        prefetch_rest();
         for (int64_t index = 0; index < num_tiles; index++) start_tile(index);
         for (int64_t first = piece.first_key; first < piece.end_key; first += key_step) step(first);
         for (int64_t index = 0; index < num_tiles; index++) end_tile(index);

@@ -51,6 +51,8 @@ void Pass::work(Team& team, int member) {
 void Pass::run_layer(Team& team, int member, int64_t layer) {
     const DecoderLayer& weights = model_.layers[layer];
     normalise_then_multiply(team, member, weights.attention_norm, qkv_product(layer));
+    // Of a prompt's chunk that is not its last, nothing but keys and values is wanted.
+    if (layer + 1 == model_.num_layers() && batch_.num_sampled == 0) return prepare_all(team, member, layer);
     run_attention(team, member, layer);
     multiply(team, member, output_product(layer));
     normalise_then_multiply(team, member, weights.mlp_norm, gate_up_product(layer));
@@ -68,18 +70,20 @@ void Pass::multiply(Team& team, int member, const Product& product, Alone alone)
 }
 
 void Pass::run_attention(Team& team, int member, int64_t layer) {
-    if (!plan_.each_alone()) {
-        team.meet(num_token_groups());
-        each_token(team, member, [&](int64_t token) {
-            for (int64_t head = 0; head < shape_.num_kv_heads; head++) prepare(layer, token, head);
-        });
-    }
+    if (!plan_.each_alone()) prepare_all(team, member, layer);
     team.meet(static_cast<int64_t>(plan_.pieces().size()));
     each_piece(team, member, [&](int64_t piece) { attend(layer, plan_.pieces()[piece], member); });
     if (plan_.merges().empty()) return;
     team.meet(static_cast<int64_t>(plan_.merges().size()));
     each_piece(team, member,
                [this](int64_t piece) { plan_.merge(plan_.merges()[piece], attended(), buffers_.parts); });
+}
+
+void Pass::prepare_all(Team& team, int member, int64_t layer) {
+    team.meet(num_token_groups());
+    each_token(team, member, [&](int64_t token) {
+        for (int64_t head = 0; head < shape_.num_kv_heads; head++) prepare(layer, token, head);
+    });
 }
 
 int64_t Pass::num_token_groups() const { return (batch_.num_tokens + tokens_at_once - 1) / tokens_at_once; }

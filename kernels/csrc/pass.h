@@ -49,6 +49,7 @@ class Pass {
     void multiply(Team& team, int member, const Product& product, Alone alone);
     void normalise(const Vector& norm, int64_t token);
     void normalise_sampled();
+    void prepare_all(Team& team, int member, int64_t layer);
     void prepare(int64_t layer, int64_t token, int64_t kv_head);
     void turn_head(const Vector& norm, int64_t token, float* head);
     void attend(int64_t layer, const Piece& piece, int member);
