@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import msgspec
@@ -25,6 +26,8 @@ from kvtransfer import epochs
 from kvtransfer.layout import KVLayout
 from kvtransfer.memory import Region
 from kvtransfer.transfer import Endpoint, open_endpoint
+
+logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 4
 CHUNK_BESIDE_STREAMS = 64  # tokens: even streams are what a decode engine is for, also while it recomputes a prompt
@@ -51,10 +54,13 @@ class Assembly:
 def assemble(settings: CoreSettings, context: zmq.Context[zmq.Socket[bytes]], incarnation: str) -> Assembly:
     """Loads the model and builds everything around it. ValueError, MemoryError and OSError say what to change."""
     executor = _load(settings)
+    logger.debug("weights loaded")
     layout = executor.layout(blocks_within(executor, settings.kv_cache_bytes))
     region = Region.allocate(epochs.region_bytes(layout))
     executor.attach(region.buffer[: layout.pool_bytes])
+    logger.debug("pool allocated")
     executor.warm_up()
+    logger.debug("warmed up")
     model = _model_info(executor, layout)
     endpoints = {
         name: open_endpoint(name, region, settings.transfer_host, copy=cpu.copy_ranges) for name in settings.transports

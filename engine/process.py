@@ -263,6 +263,7 @@ def main() -> None:
         sys.exit(1)  # our parent has ended before it knew what we should do
     settings = msgspec.json.decode(said, type=CoreSettings)
     logs.configure(settings.log_level)
+    logger.debug("told what to load")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _keep_threads_quiet(settings.num_threads)
     with contextlib.ExitStack() as stack:
