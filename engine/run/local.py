@@ -29,13 +29,14 @@ class LocalExecutor:
         num_threads: int | None = None,
         max_model_len: int | None = None,
         cpu_cores: Collection[int] = (),
+        max_num_seqs: int = 64,
     ) -> None:
         """Loads the model. `served_name` None is `model` itself; `num_threads` None is one for each of `cpu_cores`,
-        or for each core that this process may use. Raises ModelLoadError."""
+        or for each core that this process may use. A step has at most `max_num_seqs` rows. Raises ModelLoadError."""
         started = time.monotonic()
         self.name = served_name or model
         self.block_size = block_size
-        self.model = load_runnable(resolve(model), dtype, device, num_threads, tuple(cpu_cores))
+        self.model = load_runnable(resolve(model), dtype, device, num_threads, tuple(cpu_cores), max_num_seqs)
         self.max_model_len = self._checked_length(max_model_len)
         self.load_seconds = time.monotonic() - started
 

@@ -44,20 +44,44 @@ class RunnableModel(Protocol):
 
 
 def load_runnable(
-    path: Path, dtype: str = "auto", device: str = "auto", num_threads: int | None = None, cpu_cores: Sequence[int] = ()
+    path: Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    num_threads: int | None = None,
+    cpu_cores: Sequence[int] = (),
+    max_num_seqs: int = 64,
 ) -> RunnableModel:
     """The fastest that this machine has for the model at `path`. `num_threads` None is one for each of `cpu_cores`, or
-    for each core that this process may use. Raises ModelLoadError, also when a core is not one of these."""
+    for each core that this process may use. A step has at most `max_num_seqs` rows. Raises ModelLoadError, also when a
+    core is not one of these."""
     usable = sorted(os.sched_getaffinity(0))
     if stray := [core for core in cpu_cores if core not in usable]:
         raise ModelLoadError(f"this process may not use core {stray[0]}: expected some of {usable}")
     place, checkpoint = choose_place(dtype, device), open_checkpoint(path)
-    if not (cpu.NATIVE and place.device == "cpu" and checkpoint.config.family.name in NATIVE_FAMILIES):
-        log.info("the forward is torch's: %s", place.device if cpu.NATIVE else cpu.REASON)
+    if place.device_type == "cuda":
+        return _on_cuda(checkpoint, place, num_threads, cpu_cores, max_num_seqs)
+    if not (cpu.NATIVE and checkpoint.config.family.name in NATIVE_FAMILIES):
+        log.info("the forward is torch's: %s", checkpoint.config.family.name if cpu.NATIVE else cpu.REASON)
         return _on_torch(checkpoint, place, num_threads, cpu_cores)
     from engine.run.native import load_native  # needs the compiled module
 
     return load_native(checkpoint, place, num_threads or len(cpu_cores) or len(usable), cpu_cores)
+
+
+def _on_cuda(
+    checkpoint: Checkpoint, place: Place, num_threads: int | None, cpu_cores: Sequence[int], max_num_seqs: int
+) -> RunnableModel:
+    from engine.run.cuda_support import obstacle
+
+    if reason := obstacle(checkpoint.config, place.dtype):
+        log.warning("the forward on %s is plain torch's, far slower: %s", place.device, reason)
+        return _on_torch(checkpoint, place, num_threads, cpu_cores)
+    from engine.run.cuda import CudaModel
+
+    log.info("the forward on %s is FlashInfer's and Triton's", place.device)
+    if cpu_cores:
+        os.sched_setaffinity(0, cpu_cores)
+    return CudaModel(checkpoint, place, max_num_seqs)
 
 
 def _on_torch(checkpoint: Checkpoint, place: Place, num_threads: int | None, cpu_cores: Sequence[int]) -> RunnableModel:
