@@ -1,5 +1,5 @@
-"""The Triton kernels without a card: under Triton's interpreter they are their references. On a card, tests/gpu runs the
-same checks on the compiled kernels."""
+"""The Triton kernels without a card: under Triton's interpreter they are their references. On a card, tests/gpu runs
+the same checks on the compiled kernels."""
 
 from __future__ import annotations
 
