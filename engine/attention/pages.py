@@ -69,8 +69,6 @@ def decodes_first(batch: Batch) -> Batch:
     return replace(
         batch,
         tokens=batch.tokens[moved],
-        positions=batch.positions[moved],
-        slots=batch.slots[moved],
         sampled=place[batch.sampled],
         starts=starts,
         context_lengths=batch.context_lengths[order],
