@@ -55,6 +55,15 @@ def logprobs(
     ids: NDArray[np.int64],
     logprobs: NDArray[np.float64],
 ) -> None: ...
+def penalize(
+    logits: NDArray[np.float32],
+    tokens: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    repetition: float,
+    presence: float,
+    frequency: float,
+    before: NDArray[np.float32],
+) -> None: ...
 
 class PackedWeight:
     @property

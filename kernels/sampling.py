@@ -12,7 +12,7 @@ from kernels import _native
 from kernels.choice import Choice
 from kernels.kinds import Floats, Indices
 
-__all__ = ["Choice", "Logprobs", "choose", "logprobs"]
+__all__ = ["Choice", "Logprobs", "choose", "logprobs", "penalize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +44,17 @@ def logprobs(logits: Floats, rows: Indices, tokens: Indices, count: int) -> Logp
     )
     _native.logprobs(logits, rows, tokens, found.chosen, found.top_ids, found.top)
     return found
+
+
+def penalize(
+    logits: Floats,  # [vocab], changed in place
+    tokens: Indices,  # [distinct]
+    counts: Indices,  # [distinct]: how often each is in the output
+    repetition: float,  # divides a positive logit, multiplies another; 1: none
+    presence: float,  # taken off a token that the output has
+    frequency: float,  # taken off for each time that the output has it
+) -> Floats:
+    """Returns what the tokens' logits were [distinct]. Raises ValueError for a token that is not there."""
+    before = np.empty(len(tokens), np.float32)
+    _native.penalize(logits, tokens, counts, repetition, presence, frequency, before)
+    return before

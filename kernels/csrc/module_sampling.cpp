@@ -1,7 +1,10 @@
 #include "module_sampling.h"
 
+#include <algorithm>
+
 #include "arrays.h"
 #include "sampling.h"
+#include "sampling_penalties.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -26,10 +29,16 @@ void check(const LogitTable& logits) {
     if (logits.stride(1) != 1 && logits.shape(1) > 1) throw std::invalid_argument("a row's logits must lie in one run");
 }
 
-// On all threads; a single row on this one, since the others might sleep.
+// Below so many logits to look at, this thread is done before the others are awake.
+constexpr int64_t worth_sharing = 1 << 20;
+constexpr int64_t looks_of_draw = 5;  // what a drawn token costs, in likeliest tokens
+
 template <class Function>
-void each_row(int64_t num_rows, Function function) {
-    if (num_rows == 1) return function(0);
+void each_row(int64_t num_rows, int64_t num_looks, Function function) {
+    if (num_looks < worth_sharing) {
+        for (int64_t row = 0; row < num_rows; row++) function(row);
+        return;
+    }
     Threads::shared().run([&](Team& team, int member) {
         team.meet(num_rows);
         for (int64_t row; (row = team.take(member)) >= 0;) function(row);
@@ -44,7 +53,9 @@ void choose_all(LogitTable logits, Floats temperature, Floats min_p, Indices top
         agree(static_cast<int64_t>(size), num_rows, "the number of rows");
     }
     nb::gil_scoped_release release;
-    each_row(num_rows, [&](int64_t i) {
+    const bool greedy = std::all_of(temperature.data(), temperature.data() + num_rows, [](float x) { return x == 0; });
+    const int64_t num_looks = static_cast<int64_t>(logits.size()) * (greedy ? 1 : looks_of_draw);
+    each_row(num_rows, num_looks, [&](int64_t i) {
         const Choice choice = {temperature.data()[i], min_p.data()[i], top_k.data()[i], top_p.data()[i], uniform.data()[i]};
         tokens.data()[i] = choose(row_of(logits, i), choice, SamplingMemory::of_this_thread());
     });
@@ -66,11 +77,23 @@ void logprobs_of(LogitTable logits, Indices rows, Indices tokens, WritableDouble
         if (!known) throw std::out_of_range("a row or a token is out of range");
     }
     nb::gil_scoped_release release;
-    each_row(num_rows, [&](int64_t i) {
+    each_row(num_rows, num_rows * static_cast<int64_t>(logits.shape(1)) * looks_of_draw, [&](int64_t i) {
         Logprobs found = {0, ids.data() + i * count, logprobs.data() + i * count, count};
         find_logprobs(row_of(logits, rows.data()[i]), tokens.data()[i], SamplingMemory::of_this_thread(), found);
         chosen.data()[i] = found.chosen;
     });
+}
+
+void penalize_row(WritableFloats logits, Indices tokens, Indices counts, float repetition, float presence,
+                  float frequency, WritableFloats before) {
+    const int64_t count = static_cast<int64_t>(tokens.size());
+    agree(static_cast<int64_t>(counts.size()), count, "the number of counts");
+    agree(static_cast<int64_t>(before.size()), count, "the number of results");
+    for (int64_t i = 0; i < count; i++) {
+        const bool known = tokens.data()[i] >= 0 && tokens.data()[i] < static_cast<int64_t>(logits.size());
+        if (!known) throw std::out_of_range("a token is out of range");
+    }
+    penalize(logits.data(), tokens.data(), counts.data(), count, {repetition, presence, frequency}, before.data());
 }
 
 }  // namespace
@@ -82,4 +105,6 @@ void bind_sampling(nb::module_& module) {
                "top_k"_a.noconvert(), "top_p"_a.noconvert(), "uniform"_a.noconvert(), "tokens"_a.noconvert());
     module.def("logprobs", &logprobs_of, "logits"_a.noconvert(), "rows"_a.noconvert(), "tokens"_a.noconvert(),
                "chosen"_a.noconvert(), "ids"_a.noconvert(), "logprobs"_a.noconvert());
+    module.def("penalize", &penalize_row, "logits"_a.noconvert(), "tokens"_a.noconvert(), "counts"_a.noconvert(),
+               "repetition"_a, "presence"_a, "frequency"_a, "before"_a.noconvert());
 }

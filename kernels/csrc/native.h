@@ -30,7 +30,8 @@ constexpr Kernels table() {
     kernels.widen = widen;
     kernels.narrow = narrow;
     kernels.largest = [](const float* items, int64_t count) { return largest(items, count); };
-    kernels.sampling = {peaks, ids_not_below, weigh, sum_weights};
+    kernels.sampling = {peaks, find, weigh, sum_weights, sum_runs, range, sum_not_below, drop_below,
+                        keep_between};
     kernels.attend = attend;
 #if defined(__AMX_BF16__)
     kernels.enter = enter_tiles;

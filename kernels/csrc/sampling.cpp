@@ -24,45 +24,50 @@ int64_t pick(const float* weights, int64_t count, double before, double target) 
 
 double target_of(double uniform, double total) { return std::min(uniform * total, std::nextafter(total, 0.0)); }
 
-// The run of the target is found by the runs' sums, and is all that is weighed again.
-int64_t draw_from_all(const Logits& logits, const Softmax& softmax, double uniform, SamplingMemory& memory) {
-    const double target = target_of(uniform, sum_weights(logits, softmax, memory));
+// The run of numbers that the target lies in, and what those before it amount to.
+struct Run {
+    int64_t start;
+    int64_t count;
+    double before;
+};
+
+Run run_of(double target, const std::vector<double>& sums, int64_t count) {
     double before = 0;
     size_t run = 0;
-    for (; run + 1 < memory.sums.size() && before + memory.sums[run] <= target; run++) before += memory.sums[run];
-    const int64_t start = static_cast<int64_t>(run) * sum_run, count = std::min(sum_run, logits.count - start);
+    for (; run + 1 < sums.size() && before + sums[run] <= target; run++) before += sums[run];
+    const int64_t start = static_cast<int64_t>(run) * sum_run;
+    return {start, std::min(sum_run, count - start), before};
+}
+
+// Only the target's run is weighed again.
+int64_t draw_from_all(const Logits& logits, const Softmax& softmax, double uniform, SamplingMemory& memory) {
+    const double target = target_of(uniform, sum_weights(logits, softmax, memory));
+    const Run run = run_of(target, memory.sums, logits.count);
     float weights[sum_run];
-    kernels().sampling.weigh(logits.items + start, count, softmax, weights);
-    return start + pick(weights, count, before, target);
+    kernels().sampling.weigh(logits.items + run.start, run.count, softmax, weights);
+    return run.start + pick(weights, run.count, run.before, target);
 }
 
-double weigh_survivors(const Softmax& softmax, Survivors& survivors) {
-    weigh(softmax, survivors);
-    double total = 0;
-    for (const float weight : survivors.weights) total += weight;
-    return total;
+int64_t draw_from_survivors(double uniform, SamplingMemory& memory) {
+    const Survivors& survivors = memory.survivors;
+    const double target = target_of(uniform, sum_survivors(memory));
+    const Run run = run_of(target, memory.sums, survivors.count);
+    return survivors.ids[run.start + pick(survivors.weights.data() + run.start, run.count, run.before, target)];
 }
 
-int64_t draw_from_survivors(const Survivors& survivors, double uniform) {
-    double total = 0;
-    for (const float weight : survivors.weights) total += weight;
-    return survivors.ids[pick(survivors.weights.data(), survivors.count(), 0, target_of(uniform, total))];
+int64_t draw_from_top(const Logits& logits, const Softmax& softmax, const Choice& choice, SamplingMemory& memory) {
+    keep_top(logits, softmax.temperature, choice.top_k, memory);
+    weigh(softmax, memory.survivors);
+    if (choice.top_p < 1) empty_beyond_nucleus(choice.top_p, sum_survivors(memory), memory);
+    return draw_from_survivors(choice.uniform, memory);
 }
 
-bool limits(const Choice& choice, int64_t count) { return choice.top_k > 0 && choice.top_k < count; }
-
-int64_t draw_from_some(const Logits& logits, const Softmax& softmax, const Choice& choice, SamplingMemory& memory) {
-    double total;
-    if (limits(choice, logits.count)) {
-        keep_top(logits, softmax.temperature, choice.top_k, memory);
-        total = weigh_survivors(softmax, memory.survivors);
-    } else {
-        total = sum_weights(logits, softmax, memory);
-        keep_nucleus_and_more(logits, softmax, choice.top_p, total, memory);
-        weigh(softmax, memory.survivors);
-    }
-    if (choice.top_p < 1) keep_nucleus(choice.top_p, total, memory);
-    return draw_from_survivors(memory.survivors, choice.uniform);
+int64_t draw_from_nucleus(const Logits& logits, const Softmax& softmax, const Choice& choice, SamplingMemory& memory) {
+    const double total = sum_weights(logits, softmax, memory);
+    keep_nucleus_and_more(logits, softmax, choice.top_p, total, memory);
+    weigh(softmax, memory.survivors);
+    empty_beyond_nucleus(choice.top_p, total, memory);
+    return draw_from_survivors(choice.uniform, memory);
 }
 
 }  // namespace
@@ -72,8 +77,9 @@ int64_t choose(const Logits& logits, const Choice& choice, SamplingMemory& memor
     const float most = find_peaks(logits, memory);
     const Softmax softmax = {choice.temperature, most / choice.temperature, choice.min_p};
     if (most == -FLT_MAX || !std::isfinite(softmax.most)) return kernels().largest(logits.items, logits.count);
-    if (!limits(choice, logits.count) && choice.top_p >= 1) return draw_from_all(logits, softmax, choice.uniform, memory);
-    return draw_from_some(logits, softmax, choice, memory);
+    if (choice.top_k > 0 && choice.top_k < logits.count) return draw_from_top(logits, softmax, choice, memory);
+    if (choice.top_p < 1) return draw_from_nucleus(logits, softmax, choice, memory);
+    return draw_from_all(logits, softmax, choice.uniform, memory);
 }
 
 }  // namespace tandem

@@ -1,63 +1,58 @@
 #include "sampling_cut.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+
+#include "kernels.h"
 
 namespace tandem {
 namespace {
 
-constexpr int num_buckets = 256;
-
-// Equal parts of the way from the largest number down to the least. Rounding keeps the order of numbers.
-class Buckets {
-   public:
-    Buckets(const std::vector<Counted>& items) {
-        least_ = most_ = items.front().number;
-        for (const Counted& item : items) {
-            least_ = std::min(least_, static_cast<double>(item.number));
-            most_ = std::max(most_, static_cast<double>(item.number));
-        }
-        scale_ = num_buckets / (most_ - least_);
-    }
-
-    bool all_equal() const { return least_ == most_; }
-
-    int of(float number) const { return std::min(num_buckets - 1, static_cast<int>((most_ - number) * scale_)); }
-
-   private:
-    double least_, most_, scale_;
-};
-
-using Amounts = std::array<double, num_buckets>;
-
-// The bucket in which the target is reached, else the last. `before`: what those before it amount to.
-int bucket_reaching(double target, const Amounts& amounts, double& before) {
-    for (int bucket = 0; bucket < num_buckets - 1; before += amounts[bucket++]) {
-        if (before + amounts[bucket] >= target) return bucket;
-    }
-    return num_buckets - 1;
-}
-
-int64_t num_equal(double missing, double amount, int64_t most) {
-    const double wanted = amount > 0 ? std::ceil(missing / amount) : static_cast<double>(most);
-    return static_cast<int64_t>(std::clamp(wanted, 1.0, static_cast<double>(most)));
+// Above the least, and at most the most.
+float between(const Range& range) {
+    const float middle = range.least / 2 + range.most / 2;
+    return middle > range.least && middle <= range.most ? middle : range.most;
 }
 
 }  // namespace
 
-// The bucket that the cut goes through is dealt into buckets again, until all in it are equal.
-Cut cut_at(std::vector<Counted>& items, double target) {
+void Counted::set(const float* numbers, const float* amounts, int64_t count) {
+    count_ = count;
+    const size_t room = static_cast<size_t>(count + room_beyond);
+    if (numbers_.size() < room) numbers_.resize(room), amounts_.resize(room);
+    std::copy_n(numbers, count, numbers_.begin());
+    if (amounts == nullptr) {
+        std::fill_n(amounts_.begin(), count, 1.0f);
+    } else {
+        std::copy_n(amounts, count, amounts_.begin());
+    }
+}
+
+double Counted::total() const {
+    return kernels().sampling.sum_not_below(numbers_.data(), amounts_.data(), count_, -INFINITY);
+}
+
+// All that is left is equal.
+Cut Counted::cut_equals(float number, double missing) const {
+    const double amount = amounts_[0], most = static_cast<double>(count_);
+    const double wanted = amount > 0 ? std::ceil(missing / amount) : most;
+    const int64_t num_equal = static_cast<int64_t>(std::clamp(wanted, 1.0, most));
+    return {number, num_equal, count_ - num_equal};
+}
+
+// Halves the range of what the cut may go through until all in it are equal.
+Cut Counted::cut_at(double target) {
+    const SamplingKernels& lanes = kernels().sampling;
     double before = 0;
     for (;;) {
-        const Buckets buckets(items);
-        const auto [number, amount] = items.front();
-        if (buckets.all_equal()) return {number, num_equal(target - before, amount, static_cast<int64_t>(items.size()))};
-        Amounts amounts = {};
-        for (const Counted& item : items) amounts[buckets.of(item.number)] += item.amount;
-        const int chosen = bucket_reaching(target, amounts, before);
-        const auto others = [&](const Counted& item) { return buckets.of(item.number) != chosen; };
-        items.erase(std::remove_if(items.begin(), items.end(), others), items.end());
+        const Range range = lanes.range(numbers_.data(), count_);
+        if (range.least == range.most) return cut_equals(range.most, target - before);
+        const float middle = between(range);
+        const double upper = lanes.sum_not_below(numbers_.data(), amounts_.data(), count_, middle);
+        const bool reached = before + upper >= target;
+        const float low = reached ? middle : -INFINITY, high = reached ? INFINITY : middle;
+        count_ = lanes.keep_between(numbers_.data(), amounts_.data(), count_, low, high);
+        if (!reached) before += upper;
     }
 }
 

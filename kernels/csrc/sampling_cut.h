@@ -6,21 +6,30 @@
 
 namespace tandem {
 
-// Everything above `least` is kept, and of what equals it the first `num_equal`.
+// Everything above `least` is kept, and of what equals it the first `num_equal`, but not the last `num_surplus`.
 struct Cut {
     float least;
-    int64_t num_equal;
+    int64_t num_equal, num_surplus;
 };
 
-// A number, and what it counts for. Equal numbers count for the same.
-struct Counted {
-    float number;
-    float amount;
-};
+// Numbers, and what each counts for.
+class Counted {
+   public:
+    // Copies at least one finite number, and its amount, which is not negative; equal numbers have equal amounts.
+    // Without amounts each counts for 1.
+    void set(const float* numbers, const float* amounts, int64_t count);
 
-// In falling order the numbers are kept whose predecessors do not amount to `target` together: at least one, and all
-// where everything does not amount to it. Numbers are finite, amounts not negative, and there is at least one. Changes
-// the items.
-Cut cut_at(std::vector<Counted>& items, double target);
+    double total() const;
+
+    // In falling order those are kept whose predecessors do not amount to the target together: at least one, and all
+    // where everything does not amount to it. Uses the numbers up.
+    Cut cut_at(double target);
+
+   private:
+    Cut cut_equals(float number, double missing) const;
+
+    std::vector<float> numbers_, amounts_;
+    int64_t count_ = 0;
+};
 
 }  // namespace tandem

@@ -9,8 +9,6 @@
 namespace tandem {
 namespace {
 
-constexpr int64_t places_beyond = 16;  // that finding places may write
-
 // Below the bound by more than a division by a temperature can round away.
 float with_room(double bound) {
     const double lower = bound - std::fabs(bound) * 0x1p-20 - 0x1p-100;
@@ -18,40 +16,45 @@ float with_room(double bound) {
 }
 
 void find(const Logits& logits, float temperature, double bound, SamplingMemory& memory) {
-    const size_t needed = static_cast<size_t>(logits.count + places_beyond);
-    if (memory.places.size() < needed) memory.places.resize(needed);
-    int32_t* const places = memory.places.data();
-    const int64_t count = kernels().sampling.ids_not_below(logits.items, logits.count, with_room(bound), places);
     Survivors& found = memory.survivors;
-    found.ids.assign(places, places + count);
-    found.scaled.resize(count);
-    for (int64_t i = 0; i < count; i++) found.scaled[i] = std::max(logits.items[places[i]] / temperature, -FLT_MAX);
-}
-
-Cut cut_of(const std::vector<float>& numbers, const float* amounts, double target, SamplingMemory& memory) {
-    memory.counted.resize(numbers.size());
-    for (size_t i = 0; i < numbers.size(); i++) memory.counted[i] = {numbers[i], amounts ? amounts[i] : 1.0f};
-    return cut_at(memory.counted, target);
+    found.fit(logits.count);
+    found.count = kernels().sampling.find(logits.items, logits.count, with_room(bound), temperature, found.ids.data(),
+                                          found.scaled.data());
 }
 
 void keep(const Cut& cut, Survivors& survivors) {
-    const bool weighed = !survivors.weights.empty();
-    size_t kept = 0;
-    int64_t num_equal = cut.num_equal;
-    for (size_t i = 0; i < survivors.ids.size(); i++) {
+    int64_t kept = 0, num_equal = cut.num_equal;
+    for (int64_t i = 0; i < survivors.count; i++) {
         const float scaled = survivors.scaled[i];
-        if (scaled < cut.least || (scaled == cut.least && num_equal-- <= 0)) continue;
         survivors.ids[kept] = survivors.ids[i];
         survivors.scaled[kept] = scaled;
-        if (weighed) survivors.weights[kept] = survivors.weights[i];
-        kept++;
+        kept += scaled > cut.least || (scaled == cut.least && num_equal-- > 0);
     }
-    survivors.ids.resize(kept);
-    survivors.scaled.resize(kept);
-    survivors.weights.resize(weighed ? kept : 0);
+    survivors.count = kept;
+}
+
+void empty_beyond(const Cut& cut, Survivors& survivors) {
+    kernels().sampling.drop_below(survivors.scaled.data(), survivors.weights.data(), survivors.count, cut.least);
+    int64_t surplus = cut.num_surplus;
+    for (int64_t i = survivors.count - 1; surplus > 0; i--) {
+        if (survivors.scaled[i] != cut.least) continue;
+        survivors.weights[i] = 0;
+        surplus--;
+    }
+}
+
+double sum_of(const std::vector<double>& sums) {
+    double total = 0;
+    for (const double sum : sums) total += sum;
+    return total;
 }
 
 }  // namespace
+
+void Survivors::fit(int64_t most) {
+    const size_t room = static_cast<size_t>(most + room_beyond);
+    if (ids.size() < room) ids.resize(room), scaled.resize(room), weights.resize(room);
+}
 
 SamplingMemory& SamplingMemory::of_this_thread() {
     static thread_local SamplingMemory memory;
@@ -61,46 +64,58 @@ SamplingMemory& SamplingMemory::of_this_thread() {
 float find_peaks(const Logits& logits, SamplingMemory& memory) {
     memory.peaks.resize(num_peaks(logits.count));
     kernels().sampling.peaks(logits.items, logits.count, memory.peaks.data());
-    return *std::max_element(memory.peaks.begin(), memory.peaks.end());
+    const int64_t count = static_cast<int64_t>(memory.peaks.size());
+    return kernels().sampling.range(memory.peaks.data(), count).most;
 }
 
 double sum_weights(const Logits& logits, const Softmax& softmax, SamplingMemory& memory) {
     memory.sums.resize(num_sums(logits.count));
     kernels().sampling.sum_weights(logits.items, logits.count, softmax, memory.sums.data());
-    double total = 0;
-    for (const double sum : memory.sums) total += sum;
-    return total;
+    return sum_of(memory.sums);
 }
 
-// As many logits as there are peaks at least as large lie above a peak.
+double sum_survivors(SamplingMemory& memory) {
+    memory.sums.resize(num_sums(memory.survivors.count));
+    kernels().sampling.sum_runs(memory.survivors.weights.data(), memory.survivors.count, memory.sums.data());
+    return sum_of(memory.sums);
+}
+
+// Where so many peaks lie above a bound, so many logits do.
 void keep_top(const Logits& logits, float temperature, int64_t count, SamplingMemory& memory) {
-    memory.survivors.weights.clear();
-    const bool few = count <= static_cast<int64_t>(memory.peaks.size());
-    const float bound = few ? cut_of(memory.peaks, nullptr, static_cast<double>(count), memory).least : -FLT_MAX;
-    find(logits, temperature, bound, memory);
-    if (memory.survivors.count() <= count) return;
-    keep(cut_of(memory.survivors.scaled, nullptr, static_cast<double>(count), memory), memory.survivors);
+    const int64_t num_peaks = static_cast<int64_t>(memory.peaks.size());
+    const double target = static_cast<double>(count);
+    memory.counted.set(memory.peaks.data(), nullptr, num_peaks);
+    find(logits, temperature, count <= num_peaks ? memory.counted.cut_at(target).least : -FLT_MAX, memory);
+    if (memory.survivors.count <= count) return;
+    memory.counted.set(memory.survivors.scaled.data(), nullptr, memory.survivors.count);
+    keep(memory.counted.cut_at(target), memory.survivors);
 }
 
-// All weights below (1 - top_p) total / n together are less than what the nucleus leaves out, and so none is in it. Half
-// of that is far from every rounding.
+// Where the peaks above a bound weigh what the nucleus does, no token below it is in the nucleus. Nor is one that weighs
+// less than (1 - top_p) total / n: together these are less than what is left out. Half of that is far from every
+// rounding.
 void keep_nucleus_and_more(const Logits& logits, const Softmax& softmax, double top_p, double total,
                            SamplingMemory& memory) {
-    const double left_out = (1 - top_p) * total / static_cast<double>(logits.count);
-    const double weight = std::max({left_out, static_cast<double>(softmax.least), DBL_MIN}) / 2;
-    memory.survivors.weights.clear();
-    find(logits, softmax.temperature, (softmax.most + std::log(weight)) * softmax.temperature, memory);
+    const int64_t num_peaks = static_cast<int64_t>(memory.peaks.size());
+    memory.peak_weights.resize(memory.peaks.size());
+    kernels().sampling.weigh(memory.peaks.data(), num_peaks, softmax, memory.peak_weights.data());
+    memory.counted.set(memory.peaks.data(), memory.peak_weights.data(), num_peaks);
+    const double least = std::max((1 - top_p) * total / static_cast<double>(logits.count), DBL_MIN) / 2;
+    double bound = (softmax.most + std::log(least)) * softmax.temperature;
+    const double target = top_p * total;
+    if (memory.counted.total() >= target) bound = std::max<double>(bound, memory.counted.cut_at(target).least);
+    find(logits, softmax.temperature, bound, memory);
 }
 
 void weigh(const Softmax& softmax, Survivors& survivors) {
-    survivors.weights.resize(survivors.ids.size());
     const Softmax scaled = {1, softmax.most, softmax.least};
-    kernels().sampling.weigh(survivors.scaled.data(), survivors.count(), scaled, survivors.weights.data());
+    kernels().sampling.weigh(survivors.scaled.data(), survivors.count, scaled, survivors.weights.data());
 }
 
-void keep_nucleus(double top_p, double total, SamplingMemory& memory) {
-    Survivors& survivors = memory.survivors;
-    keep(cut_of(survivors.scaled, survivors.weights.data(), top_p * total, memory), survivors);
+void empty_beyond_nucleus(double top_p, double total, SamplingMemory& memory) {
+    const Survivors& survivors = memory.survivors;
+    memory.counted.set(survivors.scaled.data(), survivors.weights.data(), survivors.count);
+    empty_beyond(memory.counted.cut_at(top_p * total), memory.survivors);
 }
 
 }  // namespace tandem

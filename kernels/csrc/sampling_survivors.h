@@ -14,21 +14,22 @@ struct Logits {
     int64_t count;
 };
 
-// In rising order of their ids.
+// In rising order of their ids. There is room for more than there are, since the first touch of new memory costs more
+// than all the work.
 struct Survivors {
     std::vector<int32_t> ids;
     std::vector<float> scaled;   // logit / temperature
     std::vector<float> weights;  // see Softmax
+    int64_t count = 0;
 
-    int64_t count() const { return static_cast<int64_t>(ids.size()); }
+    void fit(int64_t count);
 };
 
-// What a thread works in. Kept, since the first touch of new memory costs more than the work.
+// What a thread works in, and keeps.
 struct SamplingMemory {
-    std::vector<float> peaks;
+    std::vector<float> peaks, peak_weights;
     std::vector<double> sums;
-    std::vector<int32_t> places;
-    std::vector<Counted> counted;
+    Counted counted;
     Survivors survivors;
 
     static SamplingMemory& of_this_thread();
@@ -37,19 +38,21 @@ struct SamplingMemory {
 // Fills in the peaks. Returns the largest; the lowest float where no logit is above it.
 float find_peaks(const Logits&, SamplingMemory&);
 
-// Fills in the sums of the weights of every logit. Returns the sum of all.
+// Fill in the sums of the weights, of every logit or of the survivors. Return the sum of all.
 double sum_weights(const Logits&, const Softmax&, SamplingMemory&);
+double sum_survivors(SamplingMemory&);
 
 // Survivors without weights: the `count` likeliest, of equals the lower ids. Needs the peaks. Logits of minus infinity
 // do not survive, so there may be fewer.
 void keep_top(const Logits&, float temperature, int64_t count, SamplingMemory&);
 
-// Survivors without weights: everything that the share `top_p` of `total`, the sum of the weights, can reach, and more.
+// Survivors without weights: all that the share `top_p` of `total`, the sum of the weights, can reach, and more. Needs
+// the peaks.
 void keep_nucleus_and_more(const Logits&, const Softmax&, double top_p, double total, SamplingMemory&);
 
 void weigh(const Softmax&, Survivors&);
 
-// Drops what lies outside of the share `top_p` of `total`.
-void keep_nucleus(double top_p, double total, SamplingMemory&);
+// Takes the weights of what lies outside of the share `top_p` of `total`.
+void empty_beyond_nucleus(double top_p, double total, SamplingMemory&);
 
 }  // namespace tandem
