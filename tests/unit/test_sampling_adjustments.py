@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.core import Request, SamplingParams, Sequence
 from engine.sampling.adjustments import adjust
-from engine.sampling.sampler import sample
+from tests.unit.samplers import SAMPLERS, Sampler
 
 VOCAB_SIZE = 12
 tokens = st.integers(0, VOCAB_SIZE - 1)
@@ -26,6 +26,13 @@ wishes = st.fixed_dictionaries(
     }
 )
 rows = st.tuples(st.lists(tokens, min_size=1, max_size=8), st.lists(tokens, max_size=8), wishes)
+
+
+@pytest.fixture(params=SAMPLERS.values(), ids=SAMPLERS, scope="module")
+def sample(request: pytest.FixtureRequest) -> Sampler:
+    """Each in turn."""
+    found: Sampler = request.param
+    return found
 
 
 def sequence(prompt: list[int], output: list[int], wish: dict[str, Any]) -> Sequence:
@@ -58,7 +65,7 @@ def test_a_batch_is_adjusted_as_one_token_at_a_time(batch: list[Any], seed: int)
     torch.testing.assert_close(logits, torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_stops_are_forbidden_until_min_tokens_are_out() -> None:
+def test_stops_are_forbidden_until_min_tokens_are_out(sample: Sampler) -> None:
     logits = torch.tensor([[0.0, 1.0, 5.0]])
     wish = {"min_tokens": 2, "stop_token_ids": (2,), "temperature": 0.0}
     outputs: list[list[int]] = [[], [1], [1, 1]]
@@ -66,7 +73,7 @@ def test_stops_are_forbidden_until_min_tokens_are_out() -> None:
 
 
 @pytest.mark.parametrize("bias", [100.0, -100.0])
-def test_a_strong_bias_forces_or_forbids(bias: float) -> None:
+def test_a_strong_bias_forces_or_forbids(sample: Sampler, bias: float) -> None:
     logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
     plain = int(logits.argmax())
     other = (plain + 1) % VOCAB_SIZE
