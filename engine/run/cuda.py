@@ -58,25 +58,28 @@ class CudaModel:
 
     def __call__(self, batch: Batch) -> Tensor:
         """In the model's dtype, on the card, which may still be at it."""
-        assert self._attention is not None, "attach a pool before executing"
-        assert self._graphs is not None
         decodes = len(batch.tokens) == len(batch.num_new) <= self.most_rows
-        with self._staging.step():
-            logits = self._replay(batch, self._graphs) if decodes else self._compute(batch, self._attention)
+        logits = self.replay(batch) if decodes else self.compute(batch)
         if not len(batch.sampled):
             torch.cuda.synchronize()  # nobody waits for its tokens, and what a step computed is there when it returns
         return logits
 
-    def _replay(self, batch: Batch, graphs: DecodeGraphs) -> Tensor:
-        logits = graphs(batch)
-        if len(batch.sampled) == len(logits):
-            return logits
-        return logits.index_select(0, self._staging.send(batch.sampled))
+    def replay(self, batch: Batch) -> Tensor:
+        """`__call__` by a graph: for at most `most_rows` rows of one token each."""
+        assert self._graphs is not None, "attach a pool before executing"
+        with self._staging.step():
+            logits = self._graphs(batch)
+            if len(batch.sampled) == len(logits):
+                return logits
+            return logits.index_select(0, self._staging.send(batch.sampled))
 
-    def _compute(self, batch: Batch, attention: FlashInferAttention) -> Tensor:
+    def compute(self, batch: Batch) -> Tensor:
+        """`__call__` kernel by kernel: for any batch."""
+        assert self._attention is not None, "attach a pool before executing"
         ordered, send = decodes_first(batch), self._staging.send
-        step = attention.plan(ordered)
-        return self.decoder(Inputs(send(ordered.tokens), send(ordered.positions)), step, send(ordered.sampled))
+        with self._staging.step():
+            step = self._attention.plan(ordered)
+            return self.decoder(Inputs(send(ordered.tokens), send(ordered.positions)), step, send(ordered.sampled))
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> StepOutput:
         return self._sampler(logits, rows)
