@@ -81,6 +81,7 @@ def _load(settings: CoreSettings) -> LocalExecutor:
         max_model_len=settings.max_model_len,
         cpu_cores=settings.cpu_cores,
         max_num_seqs=settings.max_num_seqs,
+        quantization=settings.quantization,
     )
     if executor.model_info(1).device != "cpu" and settings.role is not Role.HYBRID:
         raise ValueError("no transport reads device memory yet: use --role hybrid on a GPU, or --device cpu")

@@ -60,6 +60,7 @@ def core_settings(settings: EngineSettings) -> CoreSettings:
         served_model_name=settings.model_name,
         role=settings.role,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         device=settings.device,
         num_threads=settings.num_threads,
         cpu_cores=settings.cpu_cores,

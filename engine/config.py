@@ -37,6 +37,12 @@ class EngineSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "of weights and KV; auto: bfloat16 where the processor computes in it, else float32", group="Model"
     )
+    quantization: Literal["auto", "none", "q8_0", "q4_0", "q4_1"] = setting(
+        "auto",
+        "of weights, on a CPU; auto: what a GGUF file has quantized stays so; none: expanded to --dtype; else what "
+        "the checkpoint has dense is quantized to this",
+        group="Model",
+    )
     device: str = setting(
         "auto", "auto, cpu, cuda or cuda:N", group="Model", pattern=r"^(auto|cpu|cuda(:\d+)?)$", unit="device"
     )

@@ -187,6 +187,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_size: int  # tokens
     dtype: str
+    quantization: str = "none"  # formats of the quantized weights, joined by +
     device: str
     num_parameters: int
     load_seconds: float

@@ -16,6 +16,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     served_model_name: str
     role: Role
     dtype: str
+    quantization: str
     device: str
     num_threads: int | None
     cpu_cores: tuple[int, ...]

@@ -30,6 +30,7 @@ WITHOUT_TORCH = (
     "engine.messages",
     "engine.config",
     "engine.client",
+    "engine.process",
     "engine.scheduler",
     "engine.cache",
     "engine.migrate",

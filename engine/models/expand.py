@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -18,8 +18,7 @@ from kernels.kinds import ITEM_TYPES, Floats, Items, Kind, narrowed, widened
 
 PIECE_ITEMS = 1 << 18  # expanded at a time: 1 MiB of float32, so that the passes over it stay in the cache
 MAX_THREADS = 4
-
-DENSE: dict[str, Kind] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 Write = Callable[[slice, Items], None]  # rows of a tensor, and their items [rows, columns], a view or the caller's own
 
@@ -36,10 +35,11 @@ def expand(tensors: Iterable[tuple[StoredTensor, Write]], kind: Kind, cores: Col
 
 def expanded(rows: NDArray[np.uint8], stored: str, kind: Kind) -> Items:
     """Stored rows [rows, bytes per row] as [rows, columns] of the kind; a view where they are of it already."""
-    if stored in DENSE:
-        items = rows.view(ITEM_TYPES[DENSE[stored]])
-        return items if DENSE[stored] == kind else narrowed(widened(items, DENSE[stored]), kind)
-    return narrowed(_dequantised(rows, stored), kind)
+    if stored == kind:
+        return rows.view(ITEM_TYPES[kind])
+    dense = KINDS.get(stored)
+    wide = widened(rows.view(ITEM_TYPES[dense]), dense) if dense else _dequantised(rows, stored)
+    return narrowed(wide, kind)
 
 
 def floats(tensor: StoredTensor) -> Floats:
@@ -49,7 +49,7 @@ def floats(tensor: StoredTensor) -> Floats:
 
 def _dequantised(rows: NDArray[np.uint8], stored: str) -> Floats:
     try:
-        found: Floats = dequantize(rows, GGMLQuantizationType[stored])
+        found: Floats = dequantize(rows, GGMLQuantizationType[stored.upper()])
     except NotImplementedError as error:
         raise ModelLoadError(f"the GGUF file holds {stored} tensors, which cannot be dequantised") from error
     return found

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from engine.models.config import ModelConfig
 from engine.models.gguf_file import GGUFFile, GGUFTensor
 from engine.models.weights import Shapes, StoredTensor
 
+DENSE = {
+    GGMLQuantizationType.F32: "float32",
+    GGMLQuantizationType.F16: "float16",
+    GGMLQuantizationType.BF16: "bfloat16",
+}
 _OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -40,7 +46,8 @@ class GGUFWeights:
 
     def tensor(self, name: str) -> StoredTensor:
         tensor = self._tensors[name]
-        return StoredTensor(tensor.shape, tensor.kind.name, self._ordered_rows(name, tensor))
+        stored = DENSE.get(tensor.kind, tensor.kind.name.lower())
+        return StoredTensor(tensor.shape, stored, self._ordered_rows(name, tensor))
 
     def _ordered_rows(self, name: str, tensor: GGUFTensor) -> NDArray[np.uint8]:
         if not self._config.family.gguf_interleaved:

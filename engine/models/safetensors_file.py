@@ -5,32 +5,31 @@ Our own reader, because NumPy has no bfloat16 and the safetensors package gives 
 
 from __future__ import annotations
 
-import json
 import mmap
 import struct
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from engine.models.errors import ModelLoadError
 from engine.models.weights import Shapes, StoredTensor
+from kernels.kinds import ITEM_TYPES, Kind
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+KINDS: dict[str, Kind] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+METADATA = "__metadata__"
 LENGTH = struct.Struct("<Q")
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor lies, and as what."""
+class _Info(msgspec.Struct, frozen=True):
+    """A tensor's entry in the header."""
 
-    shape: tuple[int, ...]
-    format: str
-    start: int  # in the file
-    num_bytes: int
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], int]  # behind the header, the end exclusive
 
 
 class SafetensorsFile:
@@ -40,36 +39,30 @@ class SafetensorsFile:
         try:
             with path.open("rb") as file:
                 self._view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._places = _read_header(self._view)
-        except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"cannot read {path}: {error!r}") from error
+            self._read_header()
+        except (OSError, ValueError, struct.error, msgspec.DecodeError) as error:
+            raise ModelLoadError(f"cannot read {path}: {error}") from error
+
+    def _read_header(self) -> None:
+        (length,) = LENGTH.unpack_from(self._view)
+        self._data = LENGTH.size + length  # where the tensors begin
+        if length > MAX_HEADER_BYTES or self._data > len(self._view):
+            raise ValueError(f"its header of {length} bytes does not fit in the file")
+        header = msgspec.json.decode(self._view[LENGTH.size : self._data], type=dict[str, msgspec.Raw])
+        header.pop(METADATA, None)
+        self._infos = {name: msgspec.json.decode(raw, type=_Info) for name, raw in header.items()}
 
     @property
     def shapes(self) -> Shapes:
-        return {name: place.shape for name, place in self._places.items()}
+        return {name: info.shape for name, info in self._infos.items()}
 
     def tensor(self, name: str) -> StoredTensor:
-        """A view of the file. Raises ModelLoadError when its numbers are not floats of 16 or 32 bits."""
-        place = self._places[name]
-        if place.format not in ITEM_BYTES:
-            raise ModelLoadError(f"{self.path} has {name} as {place.format}; read are {', '.join(ITEM_BYTES)}")
-        if place.num_bytes != prod(place.shape) * ITEM_BYTES[place.format]:
-            raise ModelLoadError(f"{self.path} has {place.num_bytes} bytes for {name}, of shape {place.shape}")
-        flat = np.frombuffer(self._view, np.uint8, place.num_bytes, place.start)
-        return StoredTensor(place.shape, place.format, flat.reshape(prod(place.shape[:-1]), -1))
-
-
-def _read_header(view: mmap.mmap) -> dict[str, _Place]:
-    (length,) = LENGTH.unpack_from(view)
-    if length > min(MAX_HEADER_BYTES, len(view) - LENGTH.size):
-        raise ValueError(f"its header of {length} bytes does not fit in the file")
-    data = LENGTH.size + length
-    header = json.loads(view[LENGTH.size : data])
-    return {name: _place(name, info, data, len(view)) for name, info in header.items() if name != "__metadata__"}
-
-
-def _place(name: str, info: dict[str, Any], data: int, file_bytes: int) -> _Place:
-    start, end = info["data_offsets"]
-    if not 0 <= start <= end <= file_bytes - data:
-        raise ValueError(f"the tensor {name} lies outside the file")
-    return _Place(tuple(info["shape"]), info["dtype"], data + start, end - start)
+        """A view of the file. Raises ModelLoadError when its numbers are not floats of 16 or 32 bits, or not there."""
+        info = self._infos[name]
+        if info.dtype not in KINDS:
+            raise ModelLoadError(f"{self.path} has {name} as {info.dtype}; read are {', '.join(KINDS)}")
+        kind, (start, end) = KINDS[info.dtype], info.data_offsets
+        if end - start != prod(info.shape) * np.dtype(ITEM_TYPES[kind]).itemsize or end > len(self._view) - self._data:
+            raise ModelLoadError(f"{self.path} has {name}, of shape {info.shape}, at bytes {start} to {end}")
+        flat = np.frombuffer(self._view, np.uint8, end - start, self._data + start)
+        return StoredTensor(info.shape, kind, flat.reshape(prod(info.shape[:-1]), -1))

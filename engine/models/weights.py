@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     shape: tuple[int, ...]  # outputs first
-    format: str  # of the bytes: F32, F16, BF16, or one of ggml's quantised ones
+    format: str  # of the bytes: float32, float16, bfloat16, or one of ggml's quantised ones in small letters: q4_1
     rows: NDArray[np.uint8]  # [rows, bytes per row]; a vector is one row. A view of the file wherever it can be
 
     @property

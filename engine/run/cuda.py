@@ -24,6 +24,7 @@ from engine.models.load import decoder_of
 from engine.models.place import Place
 from engine.run.cuda_decoder import CudaDecoder, Inputs
 from engine.run.graphs import DecodeGraphs
+from engine.run.weight_formats import NONE
 from engine.sampling.cuda import CudaSampler
 from kvtransfer.layout import KVLayout
 
@@ -35,6 +36,7 @@ class CudaModel:
         """`most_rows`: of a step. Everything of this process that runs on a card runs on this one from now on."""
         self.config = checkpoint.config
         self.place = place
+        self.quantization = NONE  # what the checkpoint has quantized is expanded
         self.device = torch.device("cuda", torch.device(place.device).index or 0)
         torch.cuda.set_device(self.device)  # Triton and FlashInfer launch on the current one
         self.most_rows = most_rows

@@ -13,6 +13,7 @@ from engine.models.resolve import resolve
 from engine.models.weights import weight_shapes
 from engine.run.executor import Memory
 from engine.run.model import load_runnable
+from engine.run.weight_formats import AUTO
 from kvtransfer.layout import KVLayout
 
 WARM_UP_TOKENS = 4
@@ -30,13 +31,16 @@ class LocalExecutor:
         max_model_len: int | None = None,
         cpu_cores: Collection[int] = (),
         max_num_seqs: int = 64,
+        quantization: str = AUTO,
     ) -> None:
         """Loads the model. `served_name` None is `model` itself; `num_threads` None is one for each of `cpu_cores`,
-        or for each core that this process may use. A step has at most `max_num_seqs` rows. Raises ModelLoadError."""
+        or for each core that this process may use. A step has at most `max_num_seqs` rows. `quantization`: see
+        `WeightFormats`. Raises ModelLoadError."""
         started = time.monotonic()
         self.name = served_name or model
         self.block_size = block_size
-        self.model = load_runnable(resolve(model), dtype, device, num_threads, tuple(cpu_cores), max_num_seqs)
+        cores = tuple(cpu_cores)
+        self.model = load_runnable(resolve(model), dtype, device, num_threads, cores, max_num_seqs, quantization)
         self.max_model_len = self._checked_length(max_model_len)
         self.load_seconds = time.monotonic() - started
 
@@ -67,6 +71,7 @@ class LocalExecutor:
             num_blocks=num_blocks,
             block_size=self.block_size,
             dtype=self.model.place.dtype,
+            quantization=self.model.quantization,
             device=self.model.place.device_type,
             num_parameters=sum(map(prod, weight_shapes(config).values())),
             load_seconds=self.load_seconds,

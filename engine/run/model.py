@@ -15,6 +15,7 @@ from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.config import ModelConfig
 from engine.models.errors import ModelLoadError
 from engine.models.place import Place, choose_place
+from engine.run.weight_formats import AUTO, WeightFormats
 from kernels import cpu
 from kvtransfer.layout import KVLayout
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 class RunnableModel(Protocol):
     config: ModelConfig
     place: Place
+    quantization: str  # formats of the quantized weights, joined by +, or none
 
     def attach(self, layout: KVLayout, memory: memoryview) -> None:
         """Uses this memory, of the layout's size, as the KV pool; on CUDA one of the device's own."""
@@ -50,22 +52,34 @@ def load_runnable(
     num_threads: int | None = None,
     cpu_cores: Sequence[int] = (),
     max_num_seqs: int = 64,
+    quantization: str = AUTO,
 ) -> RunnableModel:
     """The fastest that this machine has for the model at `path`. `num_threads` None is one for each of `cpu_cores`, or
-    for each core that this process may use. A step has at most `max_num_seqs` rows. Raises ModelLoadError, also when a
-    core is not one of these."""
+    for each core that this process may use. A step has at most `max_num_seqs` rows. `quantization`: see
+    `WeightFormats`. Raises ModelLoadError, also when a core is not one of these."""
     usable = sorted(os.sched_getaffinity(0))
     if stray := [core for core in cpu_cores if core not in usable]:
         raise ModelLoadError(f"this process may not use core {stray[0]}: expected some of {usable}")
     place, checkpoint = choose_place(dtype, device), open_checkpoint(path)
+    native = cpu.NATIVE and place.device == "cpu" and checkpoint.config.family.name in NATIVE_FAMILIES
+    if not native:
+        _refuse_quantizing(WeightFormats(quantization, place.dtype))
     if place.device_type == "cuda":
         return _on_cuda(checkpoint, place, num_threads, cpu_cores, max_num_seqs)
-    if not (cpu.NATIVE and checkpoint.config.family.name in NATIVE_FAMILIES):
+    if not native:
         log.info("the forward is torch's: %s", checkpoint.config.family.name if cpu.NATIVE else cpu.REASON)
         return _on_torch(checkpoint, place, num_threads, cpu_cores)
     from engine.run.native import load_native  # needs the compiled module
 
-    return load_native(checkpoint, place, num_threads or len(cpu_cores) or len(usable), cpu_cores)
+    return load_native(checkpoint, place, num_threads or len(cpu_cores) or len(usable), cpu_cores, quantization)
+
+
+def _refuse_quantizing(formats: WeightFormats) -> None:
+    if formats.quantizes:
+        raise ModelLoadError(
+            f"--quantization {formats.quantization} needs the native kernels for the CPU, and this forward is torch's: "
+            "use auto or none, which expand what the checkpoint has quantized"
+        )
 
 
 def _on_cuda(

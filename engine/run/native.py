@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,19 +15,23 @@ from engine.models.config import ModelConfig
 from engine.models.place import Place
 from engine.models.rotary import inverse_frequencies
 from engine.run.native_weights import NativeWeights
+from engine.run.weight_formats import AUTO, WeightFormats
 from engine.sampling.native import sample
 from kernels.decoder import BatchIndices, Decoder, DecoderShape, KVPool
 from kernels.kinds import Floats
 from kernels.threads import set_threads
 from kvtransfer.layout import KVLayout
 
+log = logging.getLogger(__name__)
+
 
 class NativeModel:
     """What a decoder computes: products of its dtype, float32 between them."""
 
-    def __init__(self, config: ModelConfig, place: Place, kernel: Decoder) -> None:
+    def __init__(self, config: ModelConfig, place: Place, quantization: str, kernel: Decoder) -> None:
         self.config = config
         self.place = place
+        self.quantization = quantization
         self.kernel = kernel
         self._pool: KVPool | None = None
 
@@ -46,15 +51,21 @@ class NativeModel:
         return sample(logits, rows)
 
 
-def load_native(checkpoint: Checkpoint, place: Place, num_threads: int, cores: Sequence[int] = ()) -> NativeModel:
-    """With `cores`, one for each thread, every thread is bound to its own."""
+def load_native(
+    checkpoint: Checkpoint, place: Place, num_threads: int, cores: Sequence[int] = (), quantization: str = AUTO
+) -> NativeModel:
+    """With `cores`, one for each thread, every thread is bound to its own. `quantization`: see `WeightFormats`. Raises
+    ModelLoadError when the weights cannot be kept so."""
+    config, formats = checkpoint.config, WeightFormats(quantization, place.dtype)
     set_threads(num_threads, cores)
-    config = checkpoint.config
-    weights = NativeWeights(checkpoint.weights, config, place.dtype, cores)
+    weights = NativeWeights(checkpoint.weights, config, formats, cores)
     embedding = weights.embedding()
     head = embedding if config.tied_embeddings else weights.head()
     layers = [weights.layer(number) for number in range(config.num_layers)]
-    return NativeModel(config, place, Decoder(shape_of(config), embedding, layers, weights.last_norm(), head))
+    weights.check_quantized()
+    log.info("weights of %s", weights.summary())
+    kernel = Decoder(shape_of(config), embedding, layers, weights.last_norm(), head)
+    return NativeModel(config, place, weights.quantization(), kernel)
 
 
 def shape_of(config: ModelConfig) -> DecoderShape:

@@ -17,6 +17,7 @@ from engine.layers.placement import Placement
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import decoder_of
 from engine.models.place import Place
+from engine.run.weight_formats import NONE
 from engine.sampling.sampler import sample
 from kvtransfer.layout import KVLayout
 
@@ -25,6 +26,7 @@ class TorchModel:
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         self.config = checkpoint.config
         self.place = place
+        self.quantization = NONE  # what the checkpoint has quantized is expanded
         self.decoder = decoder_of(checkpoint, Placement(DTYPES[place.dtype], torch.device(place.device)))
         self._attention: ReferenceAttention | None = None
 

@@ -51,7 +51,7 @@ class Service:
 def fingerprint(client: CoreClient) -> str:
     """Changes when anything does that may change sampled tokens."""
     model = client.model
-    identity = f"{version()} {model.name} {model.num_parameters} {model.dtype} {model.device}"
+    identity = f"{version()} {model.name} {model.num_parameters} {model.dtype} {model.quantization} {model.device}"
     return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
