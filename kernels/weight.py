@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from kernels import _native
 from kernels._native import PackedWeight, pack
-from kernels.formats import BLOCKS, Format, Quantization, item_type, row_items
+from kernels.formats import BLOCKS, Format, Quantization, Quantized, item_type, row_items
 from kernels.kinds import ITEM_TYPES, Floats, Indices, Items, Kind
 
-__all__ = ["PackedWeight", "Part", "embed", "multiply", "pack_parts", "pack_weight", "quantize"]
+__all__ = ["PackedWeight", "Part", "embed", "expand_rows", "multiply", "pack_parts", "pack_weight", "quantize"]
 
 
 def pack_weight(matrix: Items, kind: Kind, gated: bool = False) -> PackedWeight:
@@ -53,6 +53,17 @@ def _check_part(part: Part, columns: int) -> None:
         raise TypeError(f"{part.format} comes as {expected.__name__}, not {part.items.dtype}")
     if part.items.ndim != 2 or part.items.shape[1] != width:
         raise ValueError(f"{columns} columns of {part.format} are rows of {width} items, not {part.items.shape}")
+
+
+def expand_rows(rows: NDArray[np.uint8], format: Quantized, kind: Kind) -> Items:
+    """[rows, bytes per row], as a GGUF file holds them, to [rows, columns] of the kind: float32 by the format, then
+    rounded. Raises ValueError for half a block."""
+    blocks, rest = divmod(rows.shape[1], BLOCKS[format].num_bytes)
+    if rest:
+        raise ValueError(f"rows of {rows.shape[1]} bytes are not whole blocks of {format}")
+    items: Items = np.empty((len(rows), blocks * BLOCKS[format].length), ITEM_TYPES[kind])
+    _native.expand(np.ascontiguousarray(rows), format, kind, items)
+    return items
 
 
 def quantize(matrix: Floats, format: Quantization) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from engine.models.errors import ModelLoadError
 from engine.models.weights import StoredTensor
+from kernels import cpu
+from kernels.formats import BLOCKS, Quantized
 from kernels.kinds import ITEM_TYPES, Floats, Items, Kind, narrowed, widened
 
 PIECE_ITEMS = 1 << 18  # expanded at a time: 1 MiB of float32, so that the passes over it stay in the cache
@@ -55,6 +57,16 @@ def _dequantised(rows: NDArray[np.uint8], stored: str) -> Floats:
     return found
 
 
+def _quickly_expanded(rows: NDArray[np.uint8], stored: str, kind: Kind) -> Items:
+    """`expanded`, by the native kernels where they know the format."""
+    format = stored.lower()
+    if not (cpu.NATIVE and format in BLOCKS):
+        return expanded(rows, stored, kind)
+    from kernels.weight import expand_rows  # needs the compiled module
+
+    return expand_rows(rows, cast(Quantized, format), kind)
+
+
 class _Piece(NamedTuple):
     tensor: StoredTensor
     write: Write
@@ -62,7 +74,7 @@ class _Piece(NamedTuple):
     kind: Kind
 
     def expand(self) -> None:
-        self.write(self.rows, expanded(self.tensor.rows[self.rows], self.tensor.format, self.kind))
+        self.write(self.rows, _quickly_expanded(self.tensor.rows[self.rows], self.tensor.format, self.kind))
 
 
 def _pieces(tensor: StoredTensor, write: Write, kind: Kind) -> Iterator[_Piece]:

@@ -22,6 +22,7 @@ using WritableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device:
 using WritableFloatTable = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableFloatCube = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using ItemTable = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritableItemTable = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using PoolBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 inline std::vector<float> vector_of(const Floats& items) { return {items.data(), items.data() + items.size()}; }

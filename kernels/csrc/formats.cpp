@@ -1,6 +1,7 @@
 #include "formats.h"
 
 #include <stdexcept>
+#include <vector>
 
 #include "kernels.h"
 
@@ -146,6 +147,16 @@ void widen_row(Format format, const char* row, int64_t columns, float* items) {
     if (!is_quantized(format)) return kernels().widen(row, kind_of(format), columns, items);
     for (int64_t step = 0; step < columns / step_weights; step++) {
         widen_step(format, read_codes(format, row, step), items + step * step_weights);
+    }
+}
+
+void expand_rows(Format format, const char* rows, int64_t num_rows, int64_t columns, Kind kind, char* items) {
+    std::vector<float> wide(columns);
+    const int64_t stored_bytes = row_bytes(format, columns);
+    const int64_t expanded_bytes = columns * static_cast<int64_t>(item_bytes(kind));
+    for (int64_t row = 0; row < num_rows; row++) {
+        widen_row(format, rows + row * stored_bytes, columns, wide.data());
+        kernels().narrow(wide.data(), columns, kind, items + row * expanded_bytes);
     }
 }
 

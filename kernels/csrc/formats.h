@@ -73,4 +73,7 @@ Codes read_codes(Format quantized, const char* row, int64_t step);
 // A row of any format as float32.
 void widen_row(Format format, const char* row, int64_t columns, float* items);
 
+// Rows of any format, one behind the other, as items of `kind`.
+void expand_rows(Format format, const char* rows, int64_t num_rows, int64_t columns, Kind kind, char* items);
+
 }  // namespace tandem

@@ -38,6 +38,18 @@ Weight pack_stacked(const std::vector<ItemTable>& items, const std::vector<std::
     return pack_parts(parts, columns, kind_named(kind), gated);
 }
 
+void expand(ItemTable rows, const std::string& format_name, const std::string& kind_name, WritableItemTable result) {
+    const Format format = format_named(format_name);
+    const Kind kind = kind_named(kind_name);
+    const int64_t num_rows = static_cast<int64_t>(result.shape(0)), columns = static_cast<int64_t>(result.shape(1));
+    agree(static_cast<int64_t>(result.itemsize()), static_cast<int64_t>(item_bytes(kind)), "the bytes of an item");
+    agree(static_cast<int64_t>(rows.shape(0)), num_rows, "the number of rows");
+    agree(static_cast<int64_t>(rows.shape(1) * rows.itemsize()), row_bytes(format, columns), "the bytes of a row");
+    nb::gil_scoped_release release;
+    expand_rows(format, static_cast<const char*>(rows.data()), num_rows, columns, kind,
+                static_cast<char*>(result.data()));
+}
+
 }  // namespace
 }  // namespace tandem
 
@@ -50,5 +62,6 @@ void bind_weight(nb::module_& module) {
         .def_prop_ro("num_bytes", &PackedWeight::num_bytes)
         .def_prop_ro("input_kind", [](const PackedWeight& weight) { return name_of(weight.input_kind()); });
     module.def("pack", &pack_matrix, "matrix"_a.noconvert(), "kind"_a, "gated"_a);
+    module.def("expand", &expand, "rows"_a.noconvert(), "format"_a, "kind"_a, "result"_a.noconvert());
     module.def("pack_parts", &pack_stacked, "items"_a, "formats"_a, "columns"_a, "kind"_a, "gated"_a);
 }

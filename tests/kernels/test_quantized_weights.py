@@ -22,7 +22,7 @@ if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
 
 from kernels import threads
-from kernels.weight import PackedWeight, Part, embed, multiply, pack_parts, pack_weight
+from kernels.weight import PackedWeight, Part, embed, expand_rows, multiply, pack_parts, pack_weight
 
 QUANTIZED: list[Quantized] = list(BLOCKS)
 KINDS: list[Kind] = ["bfloat16", "float32"]
@@ -127,6 +127,18 @@ def test_embedding(data: st.DataObject, format: Quantized, kind: Kind, outputs: 
     ids = np.random.default_rng(seed).integers(0, outputs, 5)
     expected = widened(narrowed(dense(part), kind), kind)[ids]
     assert_array_equal(embed(ids, pack_parts([part], columns, kind)), expected)
+
+
+@examples
+@given(st.data(), formats, st.sampled_from([*KINDS, "float16"]), st.integers(1, 90), seeds)
+def test_expanded_rows(data: st.DataObject, format: Quantized, kind: Kind, rows: int, seed: int) -> None:
+    part = Part(random_rows(seed, format, rows, data.draw(columns_of(format))), format)
+    assert_array_equal(expand_rows(part.items, format, kind), narrowed(dense(part), kind))
+
+
+def test_half_a_block_is_not_expanded() -> None:
+    with pytest.raises(ValueError, match="not whole blocks of q4_1"):
+        expand_rows(np.zeros((2, 30), np.uint8), "q4_1", "float32")
 
 
 @pytest.mark.parametrize("format", QUANTIZED)
