@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.models.errors import ModelLoadError
 from engine.models.weights import StoredTensor
 from kernels import cpu
-from kernels.formats import BLOCKS, Quantized
+from kernels.formats import BLOCKS
 from kernels.kinds import ITEM_TYPES, Floats, Items, Kind, narrowed, widened
 
 PIECE_ITEMS = 1 << 18  # expanded at a time: 1 MiB of float32, so that the passes over it stay in the cache
@@ -59,12 +59,11 @@ def _dequantised(rows: NDArray[np.uint8], stored: str) -> Floats:
 
 def _quickly_expanded(rows: NDArray[np.uint8], stored: str, kind: Kind) -> Items:
     """`expanded`, by the native kernels where they know the format."""
-    format = stored.lower()
-    if not (cpu.NATIVE and format in BLOCKS):
+    if not (cpu.NATIVE and stored in BLOCKS):
         return expanded(rows, stored, kind)
     from kernels.weight import expand_rows  # needs the compiled module
 
-    return expand_rows(rows, cast(Quantized, format), kind)
+    return expand_rows(rows, stored, kind)
 
 
 class _Piece(NamedTuple):
