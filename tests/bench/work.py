@@ -14,7 +14,7 @@ STREAM_PROMPT = 16  # words
 STREAM_TOKENS = 96
 STEADY_TOKENS = 16  # of each stream, that must fall into the time when all of them run
 WARM_TOKENS = 4
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
