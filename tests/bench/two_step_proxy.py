@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, TCPConnector, web
 
 TIMEOUT_S = 600.0
 READ_BYTES = 1 << 16
@@ -29,6 +29,12 @@ class Proxy:
         self.prefill, self.decode = prefill, decode
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._complete(request)
+        except ClientConnectorError as error:
+            return web.Response(status=503, text=str(error))
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
         session, body = request.app[SESSION], await request.json()
         asked = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": REMOTE_DECODE}
         asked.pop("stream_options", None)
