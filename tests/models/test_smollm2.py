@@ -9,7 +9,7 @@ import torch
 from forward import Forward
 from gguf.quants import dequantize
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from transformers.utils import is_kernels_available
 
@@ -17,6 +17,7 @@ from engine.models.decoder import Decoder
 from engine.models.gguf_file import read_gguf
 from engine.models.load import load_model
 from engine.models.resolve import resolve
+from tests.llama import llama_of
 
 # <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n
 CAPITAL_TOKENS = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
@@ -31,26 +32,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def reference(decoder: Decoder) -> LlamaForCausalLM:
-    """transformers' own arithmetic on our weights."""
-    config = decoder.config
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.rms_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-        tie_word_embeddings=True,
-    )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape)
-    weights = dict(decoder.targets())
-    model.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(shape)  # its frequencies are no weights, and still on meta
-    return model.eval()
+    return llama_of(decoder)
 
 
 def test_logits_are_those_of_transformers(decoder: Decoder, reference: LlamaForCausalLM) -> None:

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
-from proxy_process import ProxyProcess, running_proxy
+from proxy_process import ProxyProcess
 from scripted_engine import Asked, ScriptedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMPLETIONS, BODY = "/v1/completions", {"model": "m", "prompt": "Hi"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[ProxyProcess]:
-    async with running_proxy("--node-ttl", "0.6") as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(process: ProxyProcess) -> AsyncIterator[ProxyProcess]:
-    yield process
-    await process.until_all_is_given_back()
-    await process.forget_all()
+PROXY_FLAGS = ("--node-ttl", "0.6")
 
 
 async def hanging(asked: Asked) -> None:

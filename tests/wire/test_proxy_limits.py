@@ -17,25 +17,12 @@ from scripted_engine import Asked, ScriptedEngine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMPLETIONS, BODY = "/v1/completions", {"model": "m", "prompt": "Hi"}
-LIMITS = ("--max-inflight", "2", "--max-queue", "1", "--max-body-bytes", "2000", "--body-timeout", "0.5")
+PROXY_FLAGS = ("--max-inflight", "2", "--max-queue", "1", "--max-body-bytes", "2000", "--body-timeout", "0.5")
 KEYS = ("--api-key", "user-1", "--api-key", "user-2", "--cluster-key", "cluster")
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[ProxyProcess]:
-    async with running_proxy(*LIMITS) as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(process: ProxyProcess) -> AsyncIterator[ProxyProcess]:
-    yield process
-    await process.until_all_is_given_back()
-    await process.forget_all()
 
 
 async def test_past_the_queue_it_is_429_with_retry_after(proxy: ProxyProcess) -> None:

@@ -10,26 +10,14 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from proxy_process import ProxyProcess, running_proxy
+from proxy_process import ProxyProcess
 from scripted_engine import EVENTS, Asked, ScriptedEngine, chunk, sse
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMPLETIONS = "/v1/completions"
 BODY = {"model": "m", "prompt": "Hi"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[ProxyProcess]:
-    async with running_proxy("--idle-timeout", "1.5") as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(process: ProxyProcess) -> AsyncIterator[ProxyProcess]:
-    yield process
-    await process.until_all_is_given_back()
-    await process.forget_all()
+PROXY_FLAGS = ("--idle-timeout", "1.5")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

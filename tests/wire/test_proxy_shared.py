@@ -19,19 +19,6 @@ HANDOFF = "x-tandem-handoff"
 BODY = {"model": "m", "prompt": "Hi", "max_tokens": 9}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[ProxyProcess]:
-    async with running_proxy() as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(process: ProxyProcess) -> AsyncIterator[ProxyProcess]:
-    yield process
-    await process.until_all_is_given_back()
-    await process.forget_all()
-
-
 class Two(NamedTuple):
     prefill: ScriptedEngine
     decode: ScriptedEngine
