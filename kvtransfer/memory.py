@@ -11,11 +11,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from kvtransfer.presence import MADV_POPULATE_WRITE, Presence
+from kvtransfer.presence import MADV_POPULATE_READ, MADV_POPULATE_WRITE, Presence
 
 HUGE_PAGE_BYTES = 2 << 20
-POPULATE_BYTES = 64 << 20  # per call: the interpreter lock is held for each
-MADV_POPULATE_READ = 22
 SHMEM_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 F_SEAL_FUTURE_WRITE = 0x10
 
@@ -32,7 +30,7 @@ class Region:
         self.num_bytes = num_bytes
         self.huge = huge  # in reserved huge pages, which sendfile cannot send
         self._mapping = mapping
-        self.presence = Presence(mapping)
+        self.presence = Presence(mapping, MADV_POPULATE_WRITE)
         self.buffer = memoryview(mapping)[:num_bytes]  # writable, [num_bytes] of uint8
 
     @classmethod
@@ -65,6 +63,7 @@ class BorrowedRegion:
 
     def __init__(self, mapping: mmap.mmap, num_bytes: int) -> None:
         self._mapping = mapping
+        self._presence = Presence(mapping, MADV_POPULATE_READ)
         self.buffer = memoryview(mapping)[:num_bytes]  # read-only
 
     @classmethod
@@ -82,16 +81,9 @@ class BorrowedRegion:
             raise ValueError(f"the peer offered {num_bytes} bytes and sent {size}")
         return cls(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ), num_bytes)  # huge pages unmap only whole
 
-    def populate(self, offset: int) -> int:
-        """Fills page tables for one stretch from `offset` and returns where the next begins; an optimisation, so a
-        kernel that does not know how is no error."""
-        length = min(POPULATE_BYTES, len(self._mapping) - offset)
-        with suppress(OSError):
-            self._mapping.madvise(MADV_POPULATE_READ, offset, length)
-        return offset + length
-
     def close(self) -> None:
         """Idempotent."""
+        self._presence.stop()
         _unmap(self.buffer, self._mapping)
 
 

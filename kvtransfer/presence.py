@@ -1,5 +1,5 @@
-"""Brings the pages of a pool in while its owner goes on: the first touch of a page costs several times what copying
-into it does, and a gigabyte of them most of a second, which nobody should wait for at the start."""
+"""Brings the pages of a pool in while everybody goes on: the first touch of a page costs several times what copying
+does, and a gigabyte of them most of a second, which nobody should wait for at the start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import mmap
 import os
 import threading
 
+import numpy as np
+from numpy.typing import NDArray
+
+MADV_POPULATE_READ = 22  # for those who may not write
 MADV_POPULATE_WRITE = 23
 STRETCH_BYTES = 16 << 20  # a few milliseconds: as long as `stop` may wait
 LEAST_PRIORITY = 19
@@ -19,10 +23,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Presence:
     """A thread of the least priority. Until it has come to a page, that page comes with its first touch."""
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        """`mapping` must not be closed before `stop`."""
+    def __init__(self, mapping: mmap.mmap, advice: int) -> None:
+        """`advice`: one of the two above. `mapping` must not be closed before `stop`."""
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._touch, args=(mapping,), name="pool-pages", daemon=True)
+        self._thread = threading.Thread(target=self._touch, args=(mapping, advice), name="pool-pages", daemon=True)
         self._thread.start()
 
     def wait(self, timeout_s: float) -> bool:
@@ -35,19 +39,17 @@ class Presence:
         self._stopping.set()
         self._thread.join()
 
-    def _touch(self, mapping: mmap.mmap) -> None:
+    def _touch(self, mapping: mmap.mmap, advice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)  # of this thread alone
-        pages = (ctypes.c_char * len(mapping)).from_buffer(mapping)
-        for offset in range(0, len(mapping), STRETCH_BYTES):
+        pages = np.frombuffer(mapping, np.uint8)
+        for offset in range(0, len(pages), STRETCH_BYTES):
             if self._stopping.is_set():
                 return
-            _populate(pages, offset, min(STRETCH_BYTES, len(mapping) - offset))
+            _populate(pages[offset : offset + STRETCH_BYTES], advice)
 
 
-def _populate(pages: ctypes.Array[ctypes.c_char], offset: int, length: int) -> None:
+def _populate(stretch: NDArray[np.uint8], advice: int) -> None:
     """Through ctypes, because mmap's own call would hold the interpreter lock meanwhile."""
-    start = ctypes.c_void_p(ctypes.addressof(pages) + offset)
-    failed = _libc.madvise(start, ctypes.c_size_t(length), MADV_POPULATE_WRITE)
+    failed = _libc.madvise(ctypes.c_void_p(stretch.ctypes.data), ctypes.c_size_t(len(stretch)), advice)
     if failed and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.14; reads, because the owner may be writing
-        for page in range(offset, offset + length, mmap.PAGESIZE):
-            pages[page]
+        stretch[:: mmap.PAGESIZE].max()

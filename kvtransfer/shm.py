@@ -103,10 +103,6 @@ class ShmConnection(ReadingConnection):
         expected = await introduce(sock, self.transport, target.my_id, target.peer_id, target.secret)
         await readable(sock)
         self._pool = _receive_pool(sock, expected, target.offer.pool_bytes)
-        offset = 0
-        while offset < target.offer.pool_bytes:
-            offset = self._pool.populate(offset)
-            await asyncio.sleep(0)
 
     async def _serve(self) -> None:
         assert self._sock is not None
