@@ -102,8 +102,8 @@ inline Groups weights_of(const Groups& numbers, const Scales& scales) {
 template <Format format, class Write>
 void expand_codes(const Strip& strip, int64_t step, Write write) {
     constexpr Coding coding = coding_of(format);
-    const char* const header = group_at(strip, step);
-    const char* const factors = header + header_bytes(format) + step % coding.group_steps * step_bytes(format);
+    const char* const header = group_at(strip, format, step);
+    const char* const factors = step_at(strip, format, step);
     for (int64_t line = 0; line < step_bytes(format); line += 64) {
         __builtin_prefetch(factors + packed_bytes_ahead + line);
     }
@@ -117,9 +117,9 @@ void expand_codes(const Strip& strip, int64_t step, Write write) {
     }
 }
 
-template <class Item, class Write>
+template <Format format, class Item, class Write>
 void expand_items(const Strip& strip, int64_t step, Write write) {
-    const Item* items = reinterpret_cast<const Item*>(group_at(strip, step));
+    const Item* items = reinterpret_cast<const Item*>(step_at(strip, format, step));
     for (int64_t pair = 0; pair < step_pairs; pair++, items += 2 * num_lanes) {
         __builtin_prefetch(reinterpret_cast<const char*>(items) + packed_bytes_ahead);
         write(pair, Groups{load(items), load(items + num_lanes)});
@@ -130,9 +130,9 @@ void expand_items(const Strip& strip, int64_t step, Write write) {
 template <class Write>
 void expand_step(const Strip& strip, int64_t step, Write write) {
     switch (strip.format) {
-        case Format::float32: return expand_items<float>(strip, step, write);
-        case Format::bfloat16: return expand_items<BFloat16>(strip, step, write);
-        case Format::float16: return expand_items<Float16>(strip, step, write);
+        case Format::float32: return expand_items<Format::float32, float>(strip, step, write);
+        case Format::bfloat16: return expand_items<Format::bfloat16, BFloat16>(strip, step, write);
+        case Format::float16: return expand_items<Format::float16, Float16>(strip, step, write);
         case Format::q8_0: return expand_codes<Format::q8_0>(strip, step, write);
         case Format::q4_0: return expand_codes<Format::q4_0>(strip, step, write);
         case Format::q4_1: return expand_codes<Format::q4_1>(strip, step, write);
@@ -147,7 +147,7 @@ void expand_step(const Strip& strip, int64_t step, Write write) {
 // Of a panel of bfloat16 one tile; of one of float32 half of 32 rows.
 inline void expand_tile(const Strip& strip, int64_t step, BFloat16* tile) {
     if (strip.format == Format::bfloat16) {
-        memcpy(tile, group_at(strip, step), step_bytes(Format::bfloat16));
+        memcpy(tile, step_at(strip, Format::bfloat16, step), step_bytes(Format::bfloat16));
         return;
     }
     expand_step(strip, step, [=](int64_t pair, const Groups& weights) {

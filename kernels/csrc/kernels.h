@@ -39,6 +39,9 @@ struct Kernels {
     void (*multiply_strips)(const Strip* strips, int64_t steps, BFloat16* scratch, const Input&, int64_t first_row,
                             int64_t num_rows, int64_t panel_index, const Output&);
 
+    // A row of float32 as the blocks of q8_0, q4_0 or q4_1, which fill it.
+    void (*quantize)(Format format, const float* items, int64_t columns, char* row);
+
     // items / rms(items) * weight, as `kind`.
     void (*normalise)(const float* items, const float* weight, int64_t count, float epsilon, Kind kind, void* result);
 

@@ -5,7 +5,9 @@
 #include <nanobind/stl/vector.h>
 
 #include "arrays.h"
+#include "kernels.h"
 #include "quantized.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -13,6 +15,7 @@ using namespace nb::literals;
 namespace tandem {
 namespace {
 
+using ByteTable = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Weight = std::shared_ptr<const PackedWeight>;
 
 Weight pack_matrix(ItemTable matrix, const std::string& kind_name, bool gated) {
@@ -50,6 +53,18 @@ void expand(ItemTable rows, const std::string& format_name, const std::string& k
                 static_cast<char*>(result.data()));
 }
 
+void quantize(FloatTable matrix, const std::string& format_name, ByteTable result) {
+    const Format format = format_named(format_name);
+    const int64_t rows = static_cast<int64_t>(matrix.shape(0)), columns = static_cast<int64_t>(matrix.shape(1));
+    agree(static_cast<int64_t>(result.shape(0)), rows, "the number of results");
+    agree(static_cast<int64_t>(result.shape(1)), row_bytes(format, columns), "the bytes of a row");
+    nb::gil_scoped_release release;
+    on_all_threads(rows, [&](int64_t row) {
+        char* const to = reinterpret_cast<char*>(result.data()) + row * row_bytes(format, columns);
+        kernels().quantize(format, matrix.data() + row * columns, columns, to);
+    });
+}
+
 }  // namespace
 }  // namespace tandem
 
@@ -63,5 +78,6 @@ void bind_weight(nb::module_& module) {
         .def_prop_ro("input_kind", [](const PackedWeight& weight) { return name_of(weight.input_kind()); });
     module.def("pack", &pack_matrix, "matrix"_a.noconvert(), "kind"_a, "gated"_a);
     module.def("expand", &expand, "rows"_a.noconvert(), "format"_a, "kind"_a, "result"_a.noconvert());
+    module.def("quantize", &quantize, "matrix"_a.noconvert(), "format"_a, "result"_a.noconvert());
     module.def("pack_parts", &pack_stacked, "items"_a, "formats"_a, "columns"_a, "kind"_a, "gated"_a);
 }

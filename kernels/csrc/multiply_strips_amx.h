@@ -1,4 +1,4 @@
-// Products of strips with the tiles of AMX. While the tiles multiply one step, the lanes make the weights of the next.
+// Products of strips with the tiles of AMX: the lanes make the weights of two steps, the tiles multiply them.
 #pragma once
 
 #include "expand_lanes.h"
@@ -7,30 +7,32 @@
 namespace tandem::TANDEM_ISA_NAMESPACE {
 
 constexpr int64_t panel_step_items = step_weights * panel_columns;
-constexpr int64_t ring_steps = 4;  // of a panel that nobody will read again: stays in the first-level cache
+constexpr int64_t steps_at_once = 2;  // going from lanes to tiles and back costs; more would crowd the cache
 
 // Where the weights of each step go.
 struct Expansion {
     const Strip* strips;
     int64_t steps;
     BFloat16* scratch;
-    int64_t scratch_steps;  // then from its start again
+    int64_t scratch_steps;  // then from its start again: what nobody will read again stays in the first-level cache
 
-    const char* at(int64_t step) const {
-        return reinterpret_cast<const char*>(scratch + step % scratch_steps * panel_step_items);
+    // The weights of a step, made where they were not yet.
+    const char* step(int64_t index) const {
+        if (index % steps_at_once == 0) {
+            const int64_t end = index + steps_at_once < steps ? index + steps_at_once : steps;
+            for (int64_t i = index; i < end; i++) expand_tiles(strips, i, place(i));
+        }
+        return reinterpret_cast<const char*>(place(index));
     }
-    void expand(int64_t step) const {
-        if (step < steps) expand_tiles(strips, step, scratch + step % scratch_steps * panel_step_items);
-    }
+
+    BFloat16* place(int64_t step) const { return scratch + step % scratch_steps * panel_step_items; }
 };
 
 inline void multiply_16_rows(const Expansion& expansion, const char* input, int64_t row_bytes, float* block) {
     TANDEM_TILE_ZERO(0);
     TANDEM_TILE_ZERO(1);
-    expansion.expand(0);
     for (int64_t step = 0; step < expansion.steps; step++, input += tile_row_bytes) {
-        const char* const weights = expansion.at(step);
-        expansion.expand(step + 1);
+        const char* const weights = expansion.step(step);
         TANDEM_TILE_LOAD(4, input, row_bytes);
         TANDEM_TILE_LOAD(6, weights, tile_row_bytes);
         TANDEM_TILE_PRODUCT(0, 4, 6);
@@ -47,10 +49,8 @@ inline void multiply_32_rows(const Expansion& expansion, const char* input, int6
     TANDEM_TILE_ZERO(2);
     TANDEM_TILE_ZERO(3);
     const char* lower = input + tile_rows * row_bytes;
-    expansion.expand(0);
     for (int64_t step = 0; step < expansion.steps; step++) {
-        const char* const weights = expansion.at(step);
-        expansion.expand(step + 1);
+        const char* const weights = expansion.step(step);
         TANDEM_TILE_LOAD(6, weights, tile_row_bytes);
         TANDEM_TILE_LOAD(4, input + step * tile_row_bytes, row_bytes);
         TANDEM_TILE_PRODUCT(0, 4, 6);
@@ -69,7 +69,7 @@ inline void multiply_32_rows(const Expansion& expansion, const char* input, int6
 inline void multiply_strips_amx(const Strip* strips, int64_t steps, BFloat16* scratch, const Input& input,
                                 int64_t first_row, int64_t num_rows, int64_t panel_index, const Output& output) {
     const int64_t count = num_rows < block_rows ? num_rows : block_rows;
-    const Expansion expansion = {strips, steps, scratch, num_rows <= block_rows ? ring_steps : steps};
+    const Expansion expansion = {strips, steps, scratch, num_rows <= block_rows ? steps_at_once : steps};
     alignas(64) float block[block_rows * panel_columns];
     const char* const items = static_cast<const char*>(input.items) + first_row * input.row_bytes;
     if (count <= tile_rows) {

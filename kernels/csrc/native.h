@@ -4,6 +4,7 @@
 #include "attention_lanes.h"
 #include "expand_lanes.h"
 #include "multiply_lanes.h"
+#include "quantize_lanes.h"
 #include "rows_lanes.h"
 #include "sampling_lanes.h"
 #if defined(__AMX_BF16__)
@@ -24,6 +25,7 @@ constexpr Kernels table() {
     kernels.expand_bfloat16 = expand_bfloat16;
     kernels.expand_float32 = expand_float32;
     kernels.multiply_strips = multiply_strips;
+    kernels.quantize = quantize;
     kernels.normalise = normalise;
     kernels.turn = turn;
     kernels.gate = gate;

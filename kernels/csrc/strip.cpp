@@ -41,10 +41,10 @@ void lay_code(Format format, char* to, const Place& place, uint8_t code) {
 
 void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& codes) {
     const Coding coding = coding_of(strip.format);
-    uint16_t* const header = reinterpret_cast<uint16_t*>(group_at(strip, step));
+    uint16_t* const header = reinterpret_cast<uint16_t*>(group_at(strip, strip.format, step));
     header[column] = codes.scale;
     if (coding.has_least) header[strip_columns + column] = codes.least;
-    char* to = group_at(strip, step) + header_bytes(strip.format) + step % coding.group_steps * step_bytes(strip.format);
+    char* to = step_at(strip, strip.format, step);
     for (int64_t i = 0; i < coding.num_factors; i++, to += strip_columns) to[column] = static_cast<char>(codes.factors[i]);
     for (int64_t k = 0; k < step_weights; k++) lay_code(strip.format, to, place_of(k, column), codes.codes[k]);
 }
@@ -52,7 +52,7 @@ void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& co
 void lay_items(const Strip& strip, int64_t step, int64_t column, const float* items, int64_t count) {
     const Kind kind = kind_of(strip.format);
     const int64_t size = static_cast<int64_t>(item_bytes(kind));
-    char* const to = group_at(strip, step);
+    char* const to = step_at(strip, strip.format, step);
     char narrowed[step_weights * sizeof(float)];
     kernels().narrow(items, count, kind, narrowed);
     for (int64_t k = 0; k < count; k++) memcpy(to + place_in_step(k, column) * size, narrowed + k * size, size);

@@ -39,18 +39,28 @@ static constexpr int64_t group_bytes(Format format) {
     return header_bytes(format) + coding_of(format).group_steps * step_bytes(format);
 }
 
-// The two strips of a panel take turns, so that a panel is read from its first byte to its last.
+// The two strips of a panel take turns, so that a panel is read from its first byte to its last. A turn is one step, or
+// a whole group where one of them has groups.
 struct Strip {
     Format format;
     char* items;
-    int64_t turn_steps;  // of a turn, a multiple of the format's group
+    int64_t turn_steps;  // 1 or most_group_steps
     int64_t turn_bytes;  // from turn to turn
 };
 
-static inline char* group_at(const Strip& strip, int64_t step) {
-    const int64_t group_steps = coding_of(strip.format).group_steps;
-    return strip.items + step / strip.turn_steps * strip.turn_bytes +
-           step % strip.turn_steps / group_steps * group_bytes(strip.format);
+static constexpr int64_t turn_of(const Strip& strip, int64_t step) {
+    return strip.turn_steps == 1 ? step : step / most_group_steps;
+}
+
+// The group of a step, and the step in it. `format` is the strip's, given apart for compilers to know it.
+static inline char* group_at(const Strip& strip, Format format, int64_t step) {
+    const int64_t turn = turn_of(strip, step);
+    const int64_t group = coding_of(format).group_steps == 1 ? step - turn * strip.turn_steps : 0;
+    return strip.items + turn * strip.turn_bytes + group * group_bytes(format);
+}
+static inline char* step_at(const Strip& strip, Format format, int64_t step) {
+    const int64_t place = coding_of(format).group_steps == 1 ? 0 : step % most_group_steps;
+    return group_at(strip, format, step) + header_bytes(format) + place * step_bytes(format);
 }
 
 // Where weight (k, column) of a step lies among its dense items.

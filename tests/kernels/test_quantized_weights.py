@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
+from gguf.quants import quantize as gguf_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from kernels import cpu
-from kernels.formats import BLOCKS, Format, Quantized, row_items
+from kernels.formats import BLOCKS, Format, Quantization, Quantized, row_items
 from kernels.kinds import Floats, Items, Kind, narrowed, widened
 
 if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
 
 from kernels import threads
-from kernels.weight import PackedWeight, Part, embed, expand_rows, multiply, pack_parts, pack_weight
+from kernels.weight import PackedWeight, Part, embed, expand_rows, multiply, pack_parts, pack_weight, quantize
 
 QUANTIZED: list[Quantized] = list(BLOCKS)
+QUANTIZATIONS: list[Quantization] = ["q8_0", "q4_0", "q4_1"]
 KINDS: list[Kind] = ["bfloat16", "float32"]
 examples = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 999)
@@ -171,6 +173,30 @@ def test_what_does_not_fit_is_refused() -> None:
         pack_parts([Part(items.view(np.int8), "q4_0")], 64, "bfloat16")
     with pytest.raises(ValueError, match="as many gates as values"):
         pack_parts([Part(items[:5], "q4_0")], 64, "bfloat16", gated=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(QUANTIZATIONS), st.integers(1, 9), st.integers(1, 9), st.floats(1e-3, 1e3), seeds)
+def test_quantizing_leaves_no_larger_error_than_the_file_formats_own_way(
+    format: Quantization, rows: int, blocks: int, spread: float, seed: int
+) -> None:
+    matrix = np.random.default_rng(seed).standard_normal((rows * 8, blocks * 32), np.float32) * np.float32(spread)
+    kind = GGMLQuantizationType[format.upper()]
+    ours, theirs = (dequantize(items, kind) for items in (quantize(matrix, format), gguf_quantize(matrix, kind)))
+    assert np.square(ours - matrix).sum() <= np.square(theirs - matrix).sum() * 1.001
+
+
+@pytest.mark.parametrize("format", QUANTIZATIONS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-30])
+def test_equal_weights_stay_equal(format: Quantization, value: float) -> None:
+    matrix = np.full((2, 64), value, np.float32)
+    found = dequantize(quantize(matrix, format), GGMLQuantizationType[format.upper()])
+    assert np.allclose(found, matrix, rtol=5e-3, atol=1e-7)
+
+
+def test_blocks_fill_what_is_quantized() -> None:
+    with pytest.raises(ValueError, match="do not fill 40 columns"):
+        quantize(np.zeros((2, 40), np.float32), "q4_0")
 
 
 LESSER = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
