@@ -181,11 +181,9 @@ def test_the_api_process_does_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
 
 
-@pytest.mark.parametrize("modules_of", ["engine.command, engine.server.doors", "proxy.__main__", "deploy.local"])
-def test_what_listens_starts_without_heavy_libraries(modules_of: str) -> None:
+@pytest.mark.parametrize("roots", ["engine.command, engine.server.doors", "proxy.__main__", "deploy.local"])
+def test_what_listens_starts_without_heavy_libraries(roots: str) -> None:
     """Each would take longer to import than all the rest."""
-    program = (
-        f"import sys, {modules_of}; print(sorted({{'torch', 'transformers', 'numpy', 'gguf'}} & set(sys.modules)))"
-    )
+    program = f"import sys, {roots}; print(sorted({{'torch', 'transformers', 'numpy', 'gguf'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60, capture_output=True)
     assert found.stdout == b"[]\n"
