@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from deploy import probe
 from deploy.cluster import ROOT, TRANSFERRED_TOKENS, Member
 from deploy.ports import free_ports
-from tests.bench.peers import Launch, Places, Process
-
-COUNTING_S = 5.0  # for a hand-off to show in the counters, which are about a second old
-POLL_S = 0.1
+from tests.bench.peers import Launch, Places, Process, check_counted
 
 
 def hybrid(places: Places, cores: Sequence[int], flags: Sequence[str]) -> Launch:
@@ -42,12 +38,18 @@ def _behind_proxy(places: Places, roles: Sequence[str], cores: Sequence[int], fl
         _engine(places, f"{role}-{index}", role, port, (cores[index % len(cores)],), ("--proxy-url", proxy.url, *flags))
         for index, (role, port) in enumerate(zip(roles, ports, strict=True))
     ]
+    decoding = [engine.url for engine in engines if engine.role == "decode"]
+
+    def confirm() -> None:
+        for url in decoding:
+            check_counted(url, TRANSFERRED_TOKENS)
+
     return Launch(
         tuple(_process(member) for member in (proxy, *engines)),
         (proxy.url,),
         places.model,
         complete=lambda: _registered(proxy.url) >= {engine.url for engine in engines},
-        confirm=lambda: _check_hand_off([engine.url for engine in engines if engine.role == "decode"]),
+        confirm=confirm,
         may_stop=False,
     )
 
@@ -66,13 +68,3 @@ def _registered(proxy_url: str) -> set[str]:
         return set(probe.nodes(proxy_url, None))
     except probe.NotReady:
         return set()
-
-
-def _check_hand_off(decode_urls: Sequence[str]) -> None:
-    """A decode engine that quietly computes prompts itself must not pass for a pair. Raises RuntimeError."""
-    deadline = time.monotonic() + COUNTING_S
-    for url in decode_urls:
-        while not probe.counters(url).get(TRANSFERRED_TOKENS):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{url} answers, but took no KV from a prefill engine")
-            time.sleep(POLL_S)

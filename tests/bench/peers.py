@@ -14,15 +14,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy import probe
 from deploy.ports import free_ports
 
 MAX_MODEL_LEN = 2560  # tokens: the longest prompt of any bench, and its answer
 MAX_STREAMS = 32
 EXPORT_S = 300.0
+COUNTING_S = 5.0  # for a hand-off to show in the counters, which are about a second old
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,12 @@ def vllm_pd(places: Places, cores: Sequence[int], flags: Sequence[str]) -> Launc
     proxy = Process(
         "proxy", (*module, "--port", str(proxy_port), "--prefill", _url(ports[0]), "--decode", _url(ports[1]))
     )
-    return Launch((*servers, proxy), (_url(proxy_port),), str(_weights(places)))
+    return Launch(
+        (*servers, proxy),
+        (_url(proxy_port),),
+        str(_weights(places)),
+        confirm=lambda: check_counted(_url(ports[1]), "vllm:external_prefix_cache_hits_total"),
+    )
 
 
 def llama_cpp(places: Places, cores: Sequence[int], flags: Sequence[str]) -> Launch:
@@ -140,6 +149,15 @@ def _vllm_server(
     threads = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_CPU_KVCACHE_SPACE": "1"}
     alone = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     return Process(name, command, threads | alone | (environment or {}), tuple(cores))
+
+
+def check_counted(url: str, counter: str) -> None:
+    """A decode server that quietly computes prompts itself must not pass for one of a pair. Raises RuntimeError."""
+    deadline = time.monotonic() + COUNTING_S
+    while not probe.counters(url).get(counter):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{url} answers, but took no KV from a prefill server: its {counter} is zero")
+        time.sleep(POLL_S)
 
 
 def _weights(places: Places) -> Path:

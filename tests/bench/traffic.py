@@ -74,10 +74,11 @@ class Seen:
 def timetable(load: Load, seed: int) -> list[Arrival]:
     """The same for the same `seed`; the chats' part whatever else comes."""
     arrivals = [turn for chat in range(load.chats) for turn in _turns(load, chat, seed)]
-    for kind, rate, words, tokens in (
+    others: list[tuple[Kind, float, int, int]] = [
         ("short", load.short_per_s, SHORT_WORDS, SHORT_TOKENS),
         ("long", load.long_per_s, LONG_WORDS, LONG_TOKENS),
-    ):
+    ]
+    for kind, rate, words, tokens in others:
         for number, at_s in enumerate(_poisson(random.Random(f"{kind} {seed}"), rate, load.seconds)):
             arrivals.append(Arrival(kind, at_s, _prompt(words, kind, seed, number), tokens))
     return sorted(arrivals, key=lambda arrival: arrival.at_s)
