@@ -121,6 +121,7 @@ class Bench:
     servers: list[Server]
     args: argparse.Namespace
     measured: dict[float, dict[str, Measured]] = field(default_factory=dict)  # rate → server → what was seen
+    alone: dict[tuple[str, int], Seen] = field(default_factory=dict)  # the chats' of a round, whatever its rates
     failures: dict[str, str] = field(default_factory=dict)
 
     def round(self, number: int) -> None:
@@ -140,12 +141,13 @@ class Bench:
         server.resume()
         try:
             self._offer(server, WARM_UP, -seed)
-            alone = self._offer(server, load.chats_alone, seed)
+            if (server.name, number) not in self.alone:
+                self.alone[server.name, number] = self._offer(server, load.chats_alone, seed)
             mixed = self._offer(server, load, seed)
         finally:
             server.pause()
         measured = self.measured.setdefault(rate, {}).setdefault(server.name, Measured())
-        measured.alone.append(alone)
+        measured.alone.append(self.alone[server.name, number])
         measured.mixed.append(mixed)
 
     def _offer(self, server: Server, load: Load, seed: int) -> Seen:
