@@ -30,7 +30,6 @@ from tests.bench.servers import Died, Server, Wanted, add_arguments, places_of, 
 from tests.bench.work import WORK, Work
 
 PROBES = 3
-SEEDS = 100  # of a round
 FLOOR_16, FLOOR_PACKED = "floor bf16", "floor packed"
 
 
@@ -83,7 +82,7 @@ class Bench:
         server.resume()
         try:
             server.check_alive()
-            return work.figure(server.target, number * SEEDS)
+            return work.figure(server.target, str(number))
         finally:
             server.pause()
 

@@ -44,6 +44,7 @@ class Answer:
     chunks: list[float] = field(default_factory=list)  # arrivals of chunks that carry text
     num_tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, where the server tells
     error: str | None = None
 
     @property
@@ -64,9 +65,12 @@ class Answer:
         return (self.chunks[-1] - self.chunks[0]) / max(self.num_tokens - 1, 1)
 
 
-def text_of(num_words: int, seed: int) -> str:
-    """Words in an order that no prefix cache has seen; each is one token for SmolLM2."""
-    chance = random.Random(seed)
+def text_of(num_words: int, seed: str) -> str:
+    """Words in an order that no prefix cache has seen; each is one token for SmolLM2.
+
+    Another seed or another length is another beginning: no prompt is the start of a longer one.
+    """
+    chance = random.Random(f"{num_words} {seed}")
     return " ".join(chance.choice(WORDS) for _ in range(num_words))
 
 
@@ -106,13 +110,17 @@ def _read(answer: Answer, arrived: float, line: bytes) -> None:
         answer.chunks.append(arrived)
     usage = event.get("usage")
     answer.num_tokens = usage["completion_tokens"] if usage else max(answer.num_tokens, len(answer.chunks))
-    answer.prompt_tokens = usage["prompt_tokens"] if usage else answer.prompt_tokens
+    if usage:
+        answer.prompt_tokens = usage["prompt_tokens"]
+        answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
 
 def _lacks(answer: Answer, max_tokens: int) -> str | None:
-    """An answer that ended early would be quick, and good, for the wrong reason."""
+    """An answer that ended early, or to a prompt that was known, would be quick for the wrong reason."""
     if not answer.chunks:
         return "an empty answer"
+    if answer.cached_tokens:
+        return f"{answer.cached_tokens} tokens of a prompt that should be new were cached"
     return None if answer.num_tokens >= max_tokens else f"{answer.num_tokens} tokens in place of {max_tokens}"
 
 

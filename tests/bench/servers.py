@@ -172,7 +172,7 @@ def _wait(server: Server, launch: Launch, deadline: float) -> float:
 
 async def _first_tokens(target: Target, deadline: float) -> float | None:
     async with open_session(max(1.0, deadline - time.perf_counter())) as session:
-        answer = await stream(session, target, text_of(FIRST_PROMPT, 0), FIRST_TOKENS)
+        answer = await stream(session, target, text_of(FIRST_PROMPT, str(time.perf_counter_ns())), FIRST_TOKENS)
         return answer.chunks[0] if answer.ok else None
 
 

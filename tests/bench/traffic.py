@@ -71,8 +71,9 @@ class Seen:
         return [answer for arrival, answer in self.answers if arrival.kind in kinds and answer.ok]
 
 
-def timetable(load: Load, seed: int) -> list[Arrival]:
-    """The same for the same `seed`; the chats' part whatever else comes."""
+def timetable(load: Load, seed: str) -> list[Arrival]:
+    """The same for the same `seed`. The chats come at the same times whatever else does; no prompt of another load, or
+    of another seed, comes again."""
     arrivals = [turn for chat in range(load.chats) for turn in _turns(load, chat, seed)]
     others: list[tuple[Kind, float, int, int]] = [
         ("short", load.short_per_s, SHORT_WORDS, SHORT_TOKENS),
@@ -80,17 +81,17 @@ def timetable(load: Load, seed: int) -> list[Arrival]:
     ]
     for kind, rate, words, tokens in others:
         for number, at_s in enumerate(_poisson(random.Random(f"{kind} {seed}"), rate, load.seconds)):
-            arrivals.append(Arrival(kind, at_s, _prompt(words, kind, seed, number), tokens))
+            arrivals.append(Arrival(kind, at_s, _prompt(words, kind, load, seed, number), tokens))
     return sorted(arrivals, key=lambda arrival: arrival.at_s)
 
 
-def _turns(load: Load, chat: int, seed: int) -> Iterator[Arrival]:
+def _turns(load: Load, chat: int, seed: str) -> Iterator[Arrival]:
     begin_s = chat * load.chat_every_s / load.chats  # spread evenly: chats do not speak in chorus
     for number in itertools.count():
         at_s = begin_s + number * load.chat_every_s
         if at_s >= load.seconds:
             return
-        yield Arrival("chat", at_s, _prompt(SHORT_WORDS, f"chat {chat}", seed, number), load.chat_tokens, chat)
+        yield Arrival("chat", at_s, _prompt(SHORT_WORDS, f"chat {chat}", load, seed, number), load.chat_tokens, chat)
 
 
 def _poisson(chance: random.Random, rate: float, seconds: float) -> Iterator[float]:
@@ -102,11 +103,11 @@ def _poisson(chance: random.Random, rate: float, seconds: float) -> Iterator[flo
         yield at_s
 
 
-def _prompt(words: int, name: str, seed: int, number: int) -> str:
-    return text_of(words, random.Random(f"{name} {seed} {number}").getrandbits(48))
+def _prompt(words: int, name: str, load: Load, seed: str, number: int) -> str:
+    return text_of(words, f"{name} {load} {seed} {number}")
 
 
-async def offer(target: Target, load: Load, seed: int, patience_s: float) -> Seen:
+async def offer(target: Target, load: Load, seed: str, patience_s: float) -> Seen:
     """One round. Ends when all that began in time is answered or has failed; `patience_s` is each request's longest."""
     seen, arrivals = Seen(load.seconds), timetable(load, seed)
     began = time.perf_counter()

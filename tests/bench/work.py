@@ -25,13 +25,13 @@ class Work:
     unit: str
     repeats: int  # a round; their median counts
     case: Case  # what its floor is worked out from
-    measure: Callable[[Target, int], Coroutine[None, None, float]]  # of a seed
+    measure: Callable[[Target, str], Coroutine[None, None, float]]  # of a seed
 
-    def figure(self, target: Target, seed: int) -> float:
+    def figure(self, target: Target, seed: str) -> float:
         """Of one round, in `unit`. Raises RuntimeError."""
         # What ran before has left caches cold and processes asleep: a first short answer is not counted.
-        asyncio.run(_warm(target, seed))
-        return statistics.median(asyncio.run(self.measure(target, seed + count)) for count in range(self.repeats))
+        asyncio.run(_warm(target, f"{self.name} {seed}"))
+        return statistics.median(asyncio.run(self.measure(target, f"{seed} {count}")) for count in range(self.repeats))
 
     @property
     def scale(self) -> float:
@@ -40,8 +40,8 @@ class Work:
 
 
 def decoding(num_streams: int) -> Work:
-    async def measure(target: Target, seed: int) -> float:
-        prompts = [text_of(STREAM_PROMPT, seed * 1000 + index) for index in range(num_streams)]
+    async def measure(target: Target, seed: str) -> float:
+        prompts = [text_of(STREAM_PROMPT, f"{num_streams} {seed} {index}") for index in range(num_streams)]
         async with open_session(TIMEOUT_S) as session:
             return 1e3 * step_s(succeeded(await streams(session, target, prompts, STREAM_TOKENS)))
 
@@ -63,7 +63,7 @@ def step_s(answers: list[Answer]) -> float:
 
 
 def reading(num_words: int, repeats: int) -> Work:
-    async def measure(target: Target, seed: int) -> float:
+    async def measure(target: Target, seed: str) -> float:
         async with open_session(TIMEOUT_S) as session:
             (answer,) = succeeded([await stream(session, target, text_of(num_words, seed), 2)])
         if answer.prompt_tokens and abs(answer.prompt_tokens - num_words) > 1:
@@ -81,9 +81,9 @@ def succeeded(answers: list[Answer]) -> list[Answer]:
     return answers
 
 
-async def _warm(target: Target, seed: int) -> None:
+async def _warm(target: Target, seed: str) -> None:
     async with open_session(TIMEOUT_S) as session:
-        succeeded([await stream(session, target, text_of(STREAM_PROMPT, -1 - seed), 4)])
+        succeeded([await stream(session, target, text_of(STREAM_PROMPT, f"warm {seed}"), 4)])
 
 
 WORK = [decoding(1), decoding(8), decoding(32), reading(20, 5), reading(512, 3), reading(2048, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from deploy.ports import free_ports
-from tests.bench.load import Answer, Target
+from tests.bench.load import Answer, Target, text_of
 from tests.bench.plot import Panel, bars, lines
 from tests.bench.servers import wanted
 from tests.bench.traffic import Load, offer, timetable
@@ -22,14 +23,18 @@ BUSY = Load(chats=2, chat_every_s=0.2, chat_tokens=3, short_per_s=20.0, long_per
 
 
 def test_the_timetable_is_the_same_for_every_server_and_the_chats_are_the_same_at_every_rate() -> None:
-    assert timetable(BUSY, seed=1) == timetable(BUSY, seed=1) != timetable(BUSY, seed=2)
-    chats = [arrival for arrival in timetable(BUSY, seed=1) if arrival.kind == "chat"]
-    assert chats == timetable(BUSY.chats_alone, seed=1)
+    assert timetable(BUSY, seed="1") == timetable(BUSY, seed="1") != timetable(BUSY, seed="2")
+    chats = [arrival.at_s for arrival in timetable(BUSY, seed="1") if arrival.kind == "chat"]
+    assert chats == [arrival.at_s for arrival in timetable(BUSY.chats_alone, seed="1")]
 
 
-def test_no_prompt_comes_twice() -> None:
-    prompts = [arrival.prompt for seed in (1, 2) for arrival in timetable(BUSY, seed)]
-    assert len(set(prompts)) == len(prompts) > 30
+def test_no_prompt_is_known_to_a_prefix_cache() -> None:
+    """Neither from another seed, nor from another rate, nor as the beginning of a longer one."""
+    loads = (BUSY, BUSY.chats_alone, replace(BUSY, long_per_s=20.0))
+    prompts = [arrival.prompt for load in loads for seed in ("1", "2") for arrival in timetable(load, seed)]
+    prompts += [text_of(words, "1") for words in (20, 512, 2048)]
+    beginnings = {tuple(prompt.split()[:8]) for prompt in prompts}
+    assert len(beginnings) == len(prompts) > 100
 
 
 @pytest.fixture
@@ -59,8 +64,8 @@ async def flaky() -> AsyncIterator[Target]:
 
 
 async def test_every_arrival_is_answered_failed_or_missed_and_counted_once(flaky: Target) -> None:
-    arrivals = timetable(BUSY, seed=3)
-    seen = await offer(flaky, BUSY, seed=3, patience_s=1.0)
+    arrivals = timetable(BUSY, seed="3")
+    seen = await offer(flaky, BUSY, seed="3", patience_s=1.0)
 
     def came(kind: str) -> int:
         return sum(arrival.kind == kind for arrival in arrivals)
