@@ -11,7 +11,7 @@ namespace tandem {
 DenseBFloat16::DenseBFloat16(const Matrix& matrix, bool gated)
     : PackedWeight(matrix.rows, matrix.columns, gated),
       steps_(rounded_up(matrix.columns, input_step) / input_step),
-      memory_(num_panels() * steps_ * input_step * panel_columns * sizeof(BFloat16)) {
+      memory_(Memory::beside_others(num_panels() * steps_ * input_step * panel_columns * sizeof(BFloat16))) {
     const BFloat16* const items = static_cast<const BFloat16*>(matrix.items);
     on_all_threads(num_panels(), [&](int64_t index) {
         BFloat16* const to = panel(index);
@@ -43,7 +43,7 @@ void DenseBFloat16::row(int64_t index, float* items) const {
 template <class Item>
 DenseWide<Item>::DenseWide(const Matrix& matrix, bool gated)
     : PackedWeight(matrix.rows, matrix.columns, gated),
-      memory_(num_panels() * matrix.columns * panel_columns * sizeof(Item)) {
+      memory_(Memory::beside_others(num_panels() * matrix.columns * panel_columns * sizeof(Item))) {
     const Item* const items = static_cast<const Item*>(matrix.items);
     on_all_threads(num_panels(), [&](int64_t index) {
         Item* const to = panel(index);

@@ -1,4 +1,5 @@
-// Strips of any format made into weights as the dense products take them: bfloat16, rounded to nearest even, or float32.
+// Strips of any format made into weights as the dense products take them: bfloat16, rounded to nearest, ties to even, or
+// float32.
 #pragma once
 
 #include "lanes.h"
@@ -28,6 +29,10 @@ inline Lanes load_factors(const char* items) {
     return load(reinterpret_cast<const Byte*>(items));
 }
 
+// A code's centre is taken away with the product where no table of numbers does it at no cost. As exact: 23 bits.
+template <Format format>
+constexpr bool centre_added = coding_of(format).bits == 6;
+
 // `header`: of the group; `factors`: of the step; `half`: of its k.
 template <Format format>
 Scales load_scales(const char* header, const char* factors, int64_t half) {
@@ -40,6 +45,7 @@ Scales load_scales(const char* header, const char* factors, int64_t half) {
     } else if constexpr (coding.num_factors > 0) {
         scale = scale * load_factors<int8_t>(factors + half * strip_columns);
     }
+    if constexpr (centre_added<format>) least = scale * all(-coding.centre);
     return {twice(scale), twice(least)};
 }
 
@@ -52,9 +58,8 @@ class CodedPairs {
         low_[0] = load_words(codes + half * line_bytes);
         low_[1] = load_words(codes + (2 + half) * line_bytes);
         if constexpr (bits == 5) {
-            const Words both = shifted_right(load_words(codes + 4 * line_bytes), 0);
-            high_[0] = both;
-            high_[1] = turned_by_16(both);
+            high_[0] = load_words(codes + 4 * line_bytes);
+            high_[1] = turned_by_16(high_[0]);
             if (half == 1) high_[0] = shifted_right(high_[0], 8), high_[1] = shifted_right(high_[1], 8);
         }
         if constexpr (bits == 6) {
@@ -70,8 +75,9 @@ class CodedPairs {
             bytes_ += 2 * num_lanes;
             return {load(items), load(items + num_lanes)};
         } else {
-            constexpr int centre = coding_of(format).centre;
-            const Groups found = {numbers_of<bits, centre>(low_[0], high_[0]), numbers_of<bits, centre>(low_[1], high_[1])};
+            constexpr int centre = centre_added<format> ? 0 : coding_of(format).centre;
+            const Groups found = {numbers_of<bits, centre>(low_[0], high_[0]),
+                                  numbers_of<bits, centre>(low_[1], high_[1])};
             for (int group = 0; group < 2; group++) {
                 low_[group] = shifted_right(low_[group], 4);
                 if constexpr (bits > 4) high_[group] = shifted_right(high_[group], bits - 4);
@@ -91,7 +97,7 @@ class CodedPairs {
 
 template <Format format>
 inline Groups weights_of(const Groups& numbers, const Scales& scales) {
-    if constexpr (coding_of(format).has_least) {
+    if constexpr (coding_of(format).has_least || centre_added<format>) {
         return {fma(numbers.first, scales.scale.first, scales.least.first),
                 fma(numbers.second, scales.scale.second, scales.least.second)};
     } else {
@@ -168,7 +174,9 @@ inline void expand_tiles(const Strip* strips, int64_t step, BFloat16* tiles) {
 }
 
 inline void expand_bfloat16(const Strip* strips, int64_t steps, BFloat16* panel) {
-    for (int64_t step = 0; step < steps; step++) expand_tiles(strips, step, panel + step * step_weights * panel_columns);
+    for (int64_t step = 0; step < steps; step++) {
+        expand_tiles(strips, step, panel + step * step_weights * panel_columns);
+    }
 }
 
 inline void expand_float32(const Strip* strips, int64_t steps, float* panel) {

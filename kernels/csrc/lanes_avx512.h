@@ -112,7 +112,8 @@ inline Lanes numbers_of(Words low, Words high) {
         return {_mm512_permutex2var_ps(numbers_from<-centre>(), joined, numbers_from<16 - centre>())};
     }
     const __m512i masked = _mm512_and_si512(joined, _mm512_set1_epi32(63));
-    return {_mm512_sub_ps(_mm512_cvtepi32_ps(masked), _mm512_set1_ps(centre))};
+    static_assert(bits < 6 || centre == 0);
+    return {_mm512_cvtepi32_ps(masked)};
 }
 
 // Of 16 numbers the first 8, and the last, each twice.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <utility>
 
 namespace tandem {
@@ -10,10 +11,16 @@ class Memory {
    public:
     Memory() = default;
     explicit Memory(size_t num_bytes);  // throws std::bad_alloc
+
+    // For the many weights of a model, of no whole huge pages each: beside those that were made before. Given back when
+    // all of its neighbours are.
+    static Memory beside_others(size_t num_bytes);
+
     Memory(Memory&& other) noexcept { *this = std::move(other); }
     Memory& operator=(Memory&& other) noexcept {
         std::swap(start_, other.start_);
         std::swap(num_bytes_, other.num_bytes_);
+        std::swap(shared_, other.shared_);
         return *this;
     }
     ~Memory();
@@ -24,6 +31,7 @@ class Memory {
    private:
     char* start_ = nullptr;
     size_t num_bytes_ = 0;
+    std::shared_ptr<Memory> shared_;  // what this is a part of
 };
 
 }  // namespace tandem

@@ -77,7 +77,7 @@ QuantizedWeight::QuantizedWeight(const std::vector<Part>& parts, int64_t columns
         for (int i = 0; i < 2; i++) strips[i].format = strip_format(index, i * strip_columns, parts);
         total += panel_bytes(panels_[index]);
     }
-    memory_ = Memory(total);
+    memory_ = Memory::beside_others(total);
     char* next = memory_.data();
     for (Panel& panel : panels_) {
         lay_out(panel, next);
@@ -113,7 +113,8 @@ int64_t QuantizedWeight::turn_bytes(const Panel& panel, int strip) {
 
 // A dense strip beside one of long groups may end within a turn.
 int64_t QuantizedWeight::panel_bytes(const Panel& panel) const {
-    return rounded_up(num_steps(), turn_steps(panel)) / turn_steps(panel) * (turn_bytes(panel, 0) + turn_bytes(panel, 1));
+    const int64_t num_turns = rounded_up(num_steps(), turn_steps(panel)) / turn_steps(panel);
+    return num_turns * (turn_bytes(panel, 0) + turn_bytes(panel, 1));
 }
 
 void QuantizedWeight::lay_out(Panel& panel, char* start) const {

@@ -45,7 +45,9 @@ void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& co
     header[column] = codes.scale;
     if (coding.has_least) header[strip_columns + column] = codes.least;
     char* to = step_at(strip, strip.format, step);
-    for (int64_t i = 0; i < coding.num_factors; i++, to += strip_columns) to[column] = static_cast<char>(codes.factors[i]);
+    for (int64_t i = 0; i < coding.num_factors; i++, to += strip_columns) {
+        to[column] = static_cast<char>(codes.factors[i]);
+    }
     for (int64_t k = 0; k < step_weights; k++) lay_code(strip.format, to, place_of(k, column), codes.codes[k]);
 }
 

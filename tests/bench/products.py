@@ -1,4 +1,4 @@
-"""Products with packed weights of each format against the machine: `python tests/bench/products.py`.
+"""Products with packed weights of each format against the machine: `python -m tests.bench.products`.
 
 Each round measures how fast this machine reads memory and then, format by format, one product of as many weights as a
 small model has, which no cache holds. The least of all rounds counts: others may be using the machine.

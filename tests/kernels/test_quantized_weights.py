@@ -145,8 +145,17 @@ def test_half_a_block_is_not_expanded() -> None:
 
 @pytest.mark.parametrize("format", QUANTIZED)
 def test_memory_is_about_what_a_file_takes(format: Quantized) -> None:
-    items = random_rows(0, format, 8192, 1024)
-    assert pack_parts([Part(items, format)], 1024, "bfloat16").num_bytes < items.nbytes * 1.03 + (2 << 20)
+    items = random_rows(0, format, 96, 512)
+    weights = [pack_parts([Part(items, format)], 512, "bfloat16") for _ in range(3)]
+    assert [weight.num_bytes < items.nbytes * 1.03 for weight in weights] == [True] * 3
+
+
+def test_a_weight_outlives_those_packed_beside_it() -> None:
+    items = random_rows(0, "q4_0", 64, 64)
+    first, second, third = (pack_parts([Part(items, "q4_0")], 64, "bfloat16") for _ in range(3))
+    before = multiply(np.ones((1, 64), np.float32), second)
+    del first, third
+    assert_array_equal(multiply(np.ones((1, 64), np.float32), second), before)
 
 
 @pytest.mark.parametrize("format", QUANTIZED)
