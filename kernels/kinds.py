@@ -16,9 +16,10 @@ ITEM_TYPES: dict[Kind, type[np.generic]] = {"float32": np.float32, "bfloat16": n
 
 
 def narrowed(items: Floats, kind: Kind) -> Items:
-    """Rounded to nearest, ties to even. Not for NaN."""
+    """Rounded to nearest, ties to even; infinite beyond what the kind can hold. Not for NaN."""
     if kind != "bfloat16":
-        return items.astype(ITEM_TYPES[kind])
+        with np.errstate(over="ignore"):
+            return items.astype(ITEM_TYPES[kind])
     bits = np.ascontiguousarray(items, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
