@@ -155,10 +155,11 @@ class Cluster:
         engines beside a pair of the others work only when that is down."""
         idle = {member.role for member in self.engines}
         idle -= {"hybrid"} if "prefill" in idle else set()
-        while idle and time.monotonic() < deadline:
+        while True:
             idle -= {member.role for member in self.engines if _has_worked(member)}
-            time.sleep(POLL_S if idle else 0)
-        return sorted(idle)
+            if not idle or time.monotonic() > deadline:
+                return sorted(idle)
+            time.sleep(POLL_S)
 
     def _tick(self, deadline: float, state: str) -> None:
         self.check_alive()

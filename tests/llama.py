@@ -27,5 +27,6 @@ def llama_of(decoder: Decoder) -> LlamaForCausalLM:
         model = LlamaForCausalLM(shape)
     weights = dict(decoder.targets())
     model.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(shape)  # its frequencies are no weights, and still on meta
+    rotary = type(model.model.rotary_emb)(shape)  # its frequencies are no weights, and still on meta
+    model.model.rotary_emb = rotary.to(weights["model.embed_tokens.weight"].device)
     return model.eval()

@@ -76,8 +76,9 @@ class Taking:
         take, source = take_of(sequence), self._source_of(take_of(sequence).peer)
         sequence.status = Status.EXPECTED  # not the scheduler's yet
         if source is not None and source.connected:
-            if take.first_token is None and self._scheduler.num_uncached(sequence) <= self._local_tokens:
-                self._decline(sequence, take, source)
+            num_new = self._scheduler.num_uncached(sequence)
+            if take.first_token is None and num_new <= self._local_tokens:
+                self._decline(sequence, take, source, num_new)
             else:
                 sequence.status = Status.RESERVING
                 self._scheduler.add(sequence)
@@ -90,10 +91,10 @@ class Taking:
             sequence.status = Status.WAITING
             self._scheduler.add(sequence)
 
-    def _decline(self, sequence: Sequence, take: Take, source: Source) -> None:
+    def _decline(self, sequence: Sequence, take: Take, source: Source, num_new: int) -> None:
         """So few tokens cost our streams less than a hand-off costs the request: prefill's queue, and the way here."""
         source.send(Release(Key(take.session, take.index)))
-        self.counters.local_tokens += self._scheduler.num_uncached(sequence)
+        self.counters.local_tokens += num_new
         sequence.status = Status.WAITING
         self._scheduler.add(sequence)
 

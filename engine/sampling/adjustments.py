@@ -12,6 +12,15 @@ from engine.sampling.history import history_of
 from engine.sampling.wishes import changes_logits, forbids_stops, penalizes
 
 
+def adjusted(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Logits [rows, vocab] as the rows want them: a copy in float32, or themselves where no row wants anything."""
+    if not any(changes_logits(row) for row in rows):
+        return logits
+    changed = logits.to(torch.float32, copy=True)
+    adjust(changed, rows)
+    return changed
+
+
 def adjust(logits: Tensor, rows: Sequence[Row]) -> None:
     """Changes float32 logits [rows, vocab] in place, in vLLM's order: bias, min_tokens, penalties."""
     numbered = [(number, row) for number, row in enumerate(rows) if changes_logits(row)]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from engine.core import Sequence as Row
 from engine.core import StepOutput
-from engine.sampling.adjustments import adjust
+from engine.sampling.adjustments import adjusted
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.randomness import uniforms
-from engine.sampling.wishes import GREEDY_BELOW, changes_logits
+from engine.sampling.wishes import GREEDY_BELOW
 from kernels.triton.sampling import NUM_CHOICES, draw
 
 GREEDY = (1.0, 0.0, 1.0, 1.0)  # temperature, min_p, top_k, top_p: the one likeliest, the first of equals
@@ -32,7 +32,7 @@ class CudaSampler:
         Waits for the card."""
         self._choices[: len(rows)].numpy()[:] = choices_of(rows)
         choices = self._choices[: len(rows)].to(logits.device, non_blocking=True)
-        tokens = draw(_adjusted(logits, rows), choices)
+        tokens = draw(adjusted(logits, rows), choices)
         self._tokens[: len(rows)].copy_(tokens, non_blocking=True)
         self._drawn.record()
         logprobs = token_logprobs(logits, tokens, [row.request.sampling.logprobs for row in rows])
@@ -49,11 +49,3 @@ def choices_of(rows: Sequence[Row]) -> NDArray[np.float64]:
         for wish in wishes
     ]
     return np.column_stack((np.array(settings, dtype=np.float64), numbers))
-
-
-def _adjusted(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    if not any(changes_logits(row) for row in rows):
-        return logits
-    adjusted = logits.to(torch.float32, copy=True)
-    adjust(adjusted, rows)
-    return adjusted

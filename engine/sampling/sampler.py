@@ -10,29 +10,21 @@ from torch import Tensor
 
 from engine.core import Sequence as Row
 from engine.core import StepOutput
-from engine.sampling.adjustments import adjust
+from engine.sampling.adjustments import adjusted
 from engine.sampling.draw import Choice, draw
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.randomness import uniforms
-from engine.sampling.wishes import GREEDY_BELOW, changes_logits
+from engine.sampling.wishes import GREEDY_BELOW
 
 
 @torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[Row]) -> StepOutput:
     """`logits` [rows, vocab], one for each sequence that samples, are left as they are. A batch of greedy, plain
     rows costs an argmax and no more."""
-    chosen_from = _adjusted(logits, rows)
+    chosen_from = adjusted(logits, rows)
     tokens = _choose(chosen_from, rows)  # [rows] int64
     wanted = [row.request.sampling.logprobs for row in rows]
     return StepOutput(tokens.tolist(), token_logprobs(logits, tokens, wanted))
-
-
-def _adjusted(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    if not any(changes_logits(row) for row in rows):
-        return logits
-    adjusted = logits.to(torch.float32, copy=True)
-    adjust(adjusted, rows)
-    return adjusted
 
 
 def _choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -96,4 +96,4 @@ class Probe:
 
     @property
     def machine(self) -> Machine:
-        return Machine(READ_BYTES / self.read.least, 2 * MATRIX**3 / self.product.least)
+        return Machine(self.memory.nbytes / self.read.least, 2 * len(self.matrix) ** 3 / self.product.least)

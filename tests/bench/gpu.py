@@ -19,7 +19,7 @@ import torch
 from engine.attention.metadata import batch_of
 from engine.core import Request, SamplingParams, Sequence, Step
 from engine.run.local import LocalExecutor
-from tests.bench.floor import Case, Machine, Times
+from tests.bench.floor import Case, Probe, Times
 from tests.bench.report import table
 
 READ_BYTES = 1 << 30  # far more than any card's cache
@@ -68,21 +68,13 @@ class CardTimes(Times):
 
 
 @dataclass
-class CardProbe:
+class CardProbe(Probe):
     memory: torch.Tensor = field(default_factory=lambda: torch.ones(READ_BYTES // 4, device="cuda"))
     matrix: torch.Tensor = field(
         default_factory=lambda: torch.randn(MATRIX, MATRIX, dtype=torch.bfloat16, device="cuda")
     )
-    read: CardTimes = field(default_factory=CardTimes)
-    product: CardTimes = field(default_factory=CardTimes)
-
-    def measure(self) -> None:
-        self.read.measure(self.memory.sum)
-        self.product.measure(lambda: self.matrix @ self.matrix)
-
-    @property
-    def machine(self) -> Machine:
-        return Machine(READ_BYTES / self.read.least, 2 * MATRIX**3 / self.product.least)
+    read: Times = field(default_factory=CardTimes)
+    product: Times = field(default_factory=CardTimes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tests.gpu.card import MISSING
 
@@ -21,6 +21,7 @@ from engine.models.resolve import resolve
 from engine.run.cuda import CudaModel
 from engine.run.local import LocalExecutor
 from tests.cluster.prompts import prompt_of
+from tests.llama import llama_of
 
 pytestmark = pytest.mark.gpu
 
@@ -37,26 +38,7 @@ SAME = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.7}
 @pytest.fixture(scope="module")
 def reference() -> LlamaForCausalLM:
     """transformers' own arithmetic on our weights, in float32."""
-    decoder = load_model(resolve("smollm2"), "float32", "cuda")
-    config = decoder.config
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.rms_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-        tie_word_embeddings=True,
-    )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape)
-    weights = dict(decoder.targets())
-    model.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(shape).cuda()  # its frequencies are no weights: still on meta
-    return model.eval()
+    return llama_of(load_model(resolve("smollm2"), "float32", "cuda"))
 
 
 @torch.inference_mode()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from kernels import cpu, reference_attention, reference_rows, reference_weight
 from kernels.kinds import Floats, Indices, Kind, narrowed, widened
+from tests import lesser_isa
 
 if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
@@ -162,17 +160,6 @@ def test_paged_attention(data: st.DataObject) -> None:
     assert np.array_equal(ours.view(np.uint8), theirs.view(np.uint8)), "the same was stored, and nothing else"
 
 
-LESSER = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-
-
-@pytest.mark.parametrize("isa", LESSER[: LESSER.index(cpu.isa())] if cpu.isa() in LESSER else [])
+@pytest.mark.parametrize("isa", lesser_isa.LESSER)
 def test_every_lesser_instruction_set_of_this_machine(isa: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "not lesser"],
-        env={**os.environ, "TANDEM_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    lesser_isa.check(__file__, isa, "not lesser")

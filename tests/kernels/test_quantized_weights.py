@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
@@ -18,6 +14,7 @@ from numpy.testing import assert_array_equal
 from kernels import cpu
 from kernels.formats import BLOCKS, Format, Quantization, Quantized, row_items
 from kernels.kinds import Floats, Items, Kind, narrowed, widened
+from tests import lesser_isa
 
 if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
@@ -208,17 +205,6 @@ def test_blocks_fill_what_is_quantized() -> None:
         quantize(np.zeros((2, 40), np.float32), "q4_0")
 
 
-LESSER = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-
-
-@pytest.mark.parametrize("isa", LESSER[: LESSER.index(cpu.isa())] if cpu.isa() in LESSER else [])
+@pytest.mark.parametrize("isa", lesser_isa.LESSER)
 def test_every_lesser_instruction_set_of_this_machine(isa: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "not lesser"],
-        env={**os.environ, "TANDEM_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    lesser_isa.check(__file__, isa, "not lesser")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from kernels import cpu, reference_sampling
 from kernels.choice import Choice
 from kernels.kinds import Floats
+from tests import lesser_isa
 
 if not cpu.NATIVE:
     pytest.skip(cpu.REASON, allow_module_level=True)
@@ -234,17 +232,6 @@ def test_what_does_not_fit_is_refused() -> None:
         sampling.choose(np.zeros((10, 2), np.float32).T, choice_of(2))
 
 
-LESSER = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-
-
-@pytest.mark.parametrize("isa", LESSER[: LESSER.index(cpu.isa())] if cpu.isa() in LESSER else [])
+@pytest.mark.parametrize("isa", lesser_isa.LESSER)
 def test_every_lesser_instruction_set_of_this_machine(isa: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "not lesser"],
-        env={**os.environ, "TANDEM_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    lesser_isa.check(__file__, isa, "not lesser")
