@@ -1,35 +1,32 @@
 // Attention with the tiles of AMX, for bfloat16 caches.
 //
-// Scores are computed as keys × queriesᵀ, [keys][16 queries]: the cache's keys are tiles as they lie, and the softmax
-// over keys becomes plain arithmetic of rows, a lane to each query. The weights are turned for the sums, weights ×
-// values, [16 queries][dims]; the values are interleaved by pairs of tokens, once for all queries of the piece.
+// Scores are computed as keys × queriesᵀ, [keys][queries]: the cache's keys are tiles as they lie, and the softmax over
+// keys becomes plain arithmetic of rows, a lane to each query. The weights are turned for the sums, weights × values,
+// [queries][dims]; the values are interleaved by pairs of tokens, once for all queries of the piece. Tiles of 16 queries
+// are for prompts; a token's few heads take tiles of 4, of less work and equal numbers.
 #pragma once
 
 #include "attention_lanes.h"
-#include "tiles_amx.h"
-#include "transpose_avx512.h"
+#include "cache_ahead.h"
+#include "weights_amx.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
 
-constexpr int64_t tile_keys = 16;    // of keys × queriesᵀ
-constexpr int64_t tile_tokens = 32;  // of weights × values
-constexpr int64_t tile_dims = 32;    // of keys × queriesᵀ; of weights × values in two tiles, one for each half line
+constexpr int64_t tile_keys = 16;  // of keys × queriesᵀ
+constexpr int64_t tile_dims = 32;  // of keys × queriesᵀ; of weights × values in two tiles, one for each half line
+constexpr int64_t narrow_width = 4, most_narrow_rows = 8;
 alignas(64) constexpr char no_values[1024] = {};  // of tokens past the end: what lies there may be anything, NaN too
 
-// Two to the x, for weights that become bfloat16: to within 1e-4. Nothing is added up that would not vanish beside 1.
-inline __m512 coarse_exp2(__m512 x) {
-    const __m512 clamped = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-    const __m512 power = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(clamped, power);
-    __m512 sum = _mm512_set1_ps(0.00961813f);
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.05550411f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.24022651f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.69314718f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, power);
+// Registers 0 and 1 take scores; 2 and 3 sums; 4 and 5 keys, or values; 6 queries; 7 weights.
+inline void set_narrow_tiles() {
+    if (tiles_set == Tiles::narrow) return;
+    TileShapes shapes;
+    shapes.row_bytes[0] = shapes.row_bytes[1] = shapes.row_bytes[6] = narrow_width * sizeof(float);
+    shapes.rows[2] = shapes.rows[3] = shapes.rows[7] = narrow_width;
+    set_tiles(Tiles::narrow, shapes);
 }
 
-// Sixteen queries: a tile's lanes, and what has been summed for them.
+template <int64_t width>
 struct QueryTile {
     __m512i positions;  // of each lane's token; lanes without a query repeat the last
     int64_t first, last;
@@ -37,31 +34,48 @@ struct QueryTile {
     __m512 weight_sum;
 };
 
+// Up to 64 keys.
+struct KeyStep {
+    int64_t first, count, num_key_tiles, num_token_tiles;
+    const char* runs[key_step / tile_keys];  // of 16 keys each
+    int64_t value_offset;                    // from a key to its value
+};
+
+template <int64_t width>
 struct TileAttention {
+    using Weights = TANDEM_ISA_NAMESPACE::Weights<width>;
+    static constexpr int64_t score_bytes = width * sizeof(float);  // of a key
+    static constexpr int64_t line_keys = Weights::line_keys;
+    static constexpr int64_t query_tile_bytes = tile_rows * score_bytes;
+    static constexpr int64_t weight_tile_bytes = width * tile_row_bytes;
+    static constexpr int64_t sum_tile = width * tile_rows;  // floats
+
     const AttentionShape& shape;
     const AttentionPiece& piece;
-    int64_t dims, rows, num_tiles;
+    int64_t dims, row_bytes, rows, num_tiles;
     float score_to_power;  // scores are kept unscaled; this makes them exponents of two
-    QueryTile tiles[most_piece_rows / tile_rows];
+    QueryTile<width> tiles[most_piece_rows / tile_rows];
     char *queries, *values, *weights, *gathered;
     float *sums, *scores;
-    const char* key_rows[key_step];  // the keys of the step, null past the end
-    int64_t ahead = 0, ahead_end = 0;  // tokens to prefetch
+    KeyStep step;
+    CacheAhead ahead;
 
     TileAttention(const AttentionShape& shape, const AttentionPiece& piece, char* scratch)
         : shape(shape),
           piece(piece),
           dims(shape.head_dim),
+          row_bytes(dims * static_cast<int64_t>(sizeof(BFloat16))),
           rows(piece.num_queries * shape.share),
-          num_tiles((rows + tile_rows - 1) / tile_rows),
-          score_to_power(shape.scale * 1.44269504f) {
+          num_tiles((rows + width - 1) / width),
+          score_to_power(shape.scale * 1.44269504f),
+          ahead(shape, piece) {
         auto part = [&](int64_t count) { return scratch += count, scratch - count; };
-        scores = reinterpret_cast<float*>(part(key_step * tile_row_bytes));
-        weights = part(key_step / tile_tokens * tile_bytes);
-        sums = reinterpret_cast<float*>(part(num_tiles * dims * tile_row_bytes));
-        queries = part(num_tiles * dims / tile_dims * tile_bytes);
+        scores = reinterpret_cast<float*>(part(key_step * score_bytes));
+        weights = part(key_step / tile_tokens * weight_tile_bytes);
+        sums = reinterpret_cast<float*>(part(num_tiles * dims * width * sizeof(float)));
+        queries = part(num_tiles * dims / tile_dims * query_tile_bytes);
         values = part(dims * key_step * sizeof(BFloat16));
-        gathered = part(dims * key_step * sizeof(BFloat16));
+        gathered = part(2 * dims * key_step * sizeof(BFloat16));
     }
 
     const float* query_row(int64_t row) const {
@@ -70,72 +84,71 @@ struct TileAttention {
     int64_t position(int64_t row) const { return piece.first_query + row / shape.share; }
 
     void start_tile(int64_t index) {
-        QueryTile& tile = tiles[index];
-        int positions[tile_rows];
-        for (int64_t lane = 0; lane < tile_rows; lane++) {
-            const int64_t row = index * tile_rows + lane;
+        QueryTile<width>& tile = tiles[index];
+        int positions[num_lanes];
+        for (int64_t lane = 0; lane < num_lanes; lane++) {
+            const int64_t row = index * width + lane % width;
             positions[lane] = static_cast<int>(position(row < rows ? row : rows - 1));
         }
         tile.positions = _mm512_loadu_si512(positions);
         tile.first = positions[0];
-        tile.last = positions[tile_rows - 1];
+        tile.last = positions[width - 1];
         tile.largest = _mm512_set1_ps(lowest);
         tile.weight_sum = _mm512_setzero_ps();
-        memset(sums + index * dims * tile_rows, 0, dims * tile_row_bytes);
+        memset(sums + index * dims * width, 0, dims * width * sizeof(float));
         turn_queries(index);
     }
 
-    // [16 queries][32 dims] to [16 pairs of dims][16 queries][2].
+    // [queries][32 dims] to [16 pairs of dims][queries][2].
     void turn_queries(int64_t index) {
-        for (int64_t step = 0; step < dims / tile_dims; step++) {
-            __m512i lines[tile_rows];
-            for (int64_t lane = 0; lane < tile_rows; lane++) {
-                const int64_t row = index * tile_rows + lane;
-                const float* const from = query_row(row < rows ? row : rows - 1) + step * tile_dims;
+        char* to = queries + index * (dims / tile_dims) * query_tile_bytes;
+        for (int64_t dim = 0; dim < dims; dim += tile_dims, to += query_tile_bytes) {
+            __m512i lines[tile_rows] = {};
+            for (int64_t lane = 0; lane < width; lane++) {
+                const int64_t row = index * width + lane;
+                const float* const from = query_row(row < rows ? row : rows - 1) + dim;
                 lines[lane] = reinterpret_cast<__m512i>(
                     _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + num_lanes), _mm512_loadu_ps(from)));
             }
             transpose(lines);
-            char* const to = queries + (index * (dims / tile_dims) + step) * tile_bytes;
-            for (int64_t pair = 0; pair < tile_rows; pair++) _mm512_store_si512(to + pair * tile_row_bytes, lines[pair]);
-        }
-    }
-
-    void find_keys(int64_t first) {
-        const int64_t row_bytes = shape.head_dim * static_cast<int64_t>(sizeof(BFloat16));
-        for (int64_t i = 0; i < key_step;) {
-            const int64_t token = first + i;
-            const bool inside = token < piece.end_key;
-            const int64_t offset = token & (shape.block_size - 1);
-            const int64_t run = shape.block_size - offset < key_step - i ? shape.block_size - offset : key_step - i;
-            const char* const block =
-                inside ? piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes : nullptr;
-            for (int64_t j = 0; j < run; j++, i++) {
-                key_rows[i] = inside && first + i < piece.end_key ? block + (offset + j) * row_bytes : nullptr;
+            for (int64_t pair = 0; pair < tile_rows; pair++) {
+                memcpy(to + pair * score_bytes, &lines[pair], score_bytes);
             }
         }
     }
 
+    const char* key(int64_t token) const {
+        return piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes +
+               (token & (shape.block_size - 1)) * row_bytes;
+    }
+
+    void find_keys() {
+        step.value_offset = shape.side_bytes;
+        if (shape.block_size < tile_keys) return gather();
+        for (int64_t i = 0; i < step.num_key_tiles; i++) step.runs[i] = key(step.first + i * tile_keys);
+    }
+
     // Keys of small blocks do not lie in runs of a tile's length.
-    const char* keys_of_tile(int64_t first) {
-        if (shape.block_size >= tile_keys) return key_rows[first];
-        char* const to = gathered + first * dims * sizeof(BFloat16);
-        for (int64_t i = 0; i < tile_keys; i++) {
-            if (key_rows[first + i] == nullptr) break;
-            memcpy(to + i * dims * sizeof(BFloat16), key_rows[first + i], dims * sizeof(BFloat16));
+    void gather() {
+        step.value_offset = key_step * row_bytes;
+        for (int64_t i = 0; i < step.num_key_tiles; i++) step.runs[i] = gathered + i * tile_keys * row_bytes;
+        for (int64_t i = 0; i < step.count; i++) {
+            const char* const from = key(step.first + i);
+            memcpy(gathered + i * row_bytes, from, row_bytes);
+            memcpy(gathered + step.value_offset + i * row_bytes, from + shape.side_bytes, row_bytes);
         }
-        return to;
     }
 
     const char* value_row(int64_t token) const {
-        return key_rows[token] == nullptr ? no_values : key_rows[token] + shape.side_bytes;
+        if (token >= step.count) return no_values;
+        return step.runs[token / tile_keys] + step.value_offset + token % tile_keys * row_bytes;
     }
 
     // [64 tokens][dims] to tiles [2][dims / 16][16 pairs of tokens][16 dims][2]. Within each 32 dims the first tile gets
     // four of every eight, as the processor interleaves them; `put` restores the order.
-    void interleave_values(int64_t num_token_tiles) {
-        for (int64_t pair = 0; pair < num_token_tiles * tile_rows; pair++) {
-            prefetch_token();
+    void interleave_values() {
+        for (int64_t pair = 0; pair < step.num_token_tiles * tile_rows; pair++) {
+            if (width == tile_rows || pair % 2) ahead.ask_for(1);
             const char* const first = value_row(2 * pair);
             const char* const second = value_row(2 * pair + 1);
             char* to = values + pair / tile_rows * (dims / tile_rows) * tile_bytes + pair % tile_rows * tile_row_bytes;
@@ -147,128 +160,104 @@ struct TileAttention {
         }
     }
 
-    // The tokens of a step are asked for one by one while the step before is computed: all at once they would keep the
-    // processor from anything else until the last had come.
-    void look_ahead(int64_t first) {
-        ahead = first;
-        ahead_end = first + key_step < piece.end_key ? first + key_step : piece.end_key;
-    }
-    void prefetch_token() {
-        if (ahead >= ahead_end) return;
-        const int64_t row_bytes = dims * static_cast<int64_t>(sizeof(BFloat16));
-        const char* const keys = piece.keys +
-                                 piece.blocks[ahead >> __builtin_ctzll(shape.block_size)] * shape.block_bytes +
-                                 (ahead & (shape.block_size - 1)) * row_bytes;
-        for (int64_t byte = 0; byte < row_bytes; byte += tile_row_bytes) {
-            __builtin_prefetch(keys + byte);
-            __builtin_prefetch(keys + shape.side_bytes + byte);
-        }
-        ahead++;
-    }
-    void prefetch_rest() {
-        while (ahead < ahead_end) prefetch_token();
+    void open(int64_t first) {
+        const int64_t count = piece.end_key - first < key_step ? piece.end_key - first : key_step;
+        step.first = first;
+        step.count = count;
+        step.num_key_tiles = (count + tile_keys - 1) / tile_keys;
+        step.num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
+        find_keys();
+        ahead.look_at(first + key_step);
+        interleave_values();
     }
 
-    void score(int64_t index, const char* const* keys, int64_t num_key_tiles) {
-        const int64_t row_bytes = dims * static_cast<int64_t>(sizeof(BFloat16));
-        for (int64_t i = 0; i < num_key_tiles; i += 2) {
-            const bool both = i + 1 < num_key_tiles;
-            const char* tile = queries + index * (dims / tile_dims) * tile_bytes;
+    void score(int64_t index) {
+        float* to = scores;
+        for (int64_t i = 0; i < step.num_key_tiles; i += 2, to += 2 * tile_keys * width) {
+            const bool both = i + 1 < step.num_key_tiles;
+            const char* const keys = step.runs[i];
+            const char* const later = both ? step.runs[i + 1] : nullptr;
+            const char* tile = queries + index * (dims / tile_dims) * query_tile_bytes;
             TANDEM_TILE_ZERO(0);
             TANDEM_TILE_ZERO(1);
-            for (int64_t offset = 0; offset < row_bytes; offset += tile_row_bytes, tile += tile_bytes) {
-                TANDEM_TILE_LOAD(6, tile, tile_row_bytes);
-                TANDEM_TILE_LOAD(4, keys[i] + offset, row_bytes);
+            for (int64_t offset = 0; offset < row_bytes; offset += tile_row_bytes, tile += query_tile_bytes) {
+                TANDEM_TILE_LOAD(6, tile, score_bytes);
+                TANDEM_TILE_LOAD(4, keys + offset, row_bytes);
                 TANDEM_TILE_PRODUCT(0, 4, 6);
                 if (!both) continue;
-                TANDEM_TILE_LOAD(5, keys[i + 1] + offset, row_bytes);
+                TANDEM_TILE_LOAD(5, later + offset, row_bytes);
                 TANDEM_TILE_PRODUCT(1, 5, 6);
             }
-            TANDEM_TILE_STORE(0, scores + i * tile_keys * tile_rows, tile_row_bytes);
-            if (both) TANDEM_TILE_STORE(1, scores + (i + 1) * tile_keys * tile_rows, tile_row_bytes);
+            TANDEM_TILE_STORE(0, to, score_bytes);
+            if (both) TANDEM_TILE_STORE(1, to + tile_keys * width, score_bytes);
+            if constexpr (width == narrow_width) ahead.ask_for(8);
         }
     }
 
-    bool sees_all(const QueryTile& tile, int64_t first) const {
-        const bool none_later = first + key_step - 1 <= tile.first && first + key_step <= piece.end_key;
-        return none_later && (shape.window == 0 || first > tile.last - shape.window);
+    bool sees_all(const QueryTile<width>& tile) const {
+        const bool none_later = step.first + key_step - 1 <= tile.first && step.count == key_step;
+        return none_later && (shape.window == 0 || step.first > tile.last - shape.window);
     }
-    bool sees_none(const QueryTile& tile, int64_t first) const {
-        return first > tile.last || (shape.window > 0 && first + key_step - 1 <= tile.first - shape.window);
+    bool sees_none(const QueryTile<width>& tile) const {
+        return step.first > tile.last || (shape.window > 0 && step.first + key_step - 1 <= tile.first - shape.window);
     }
 
     void cap_scores() {
-        for (int64_t i = 0; i < key_step * tile_rows; i += num_lanes) {
+        for (int64_t i = 0; i < key_step * width; i += num_lanes) {
             const Lanes capped = soft_capped(load(scores + i) * all(shape.scale), shape.soft_cap);
             store(scores + i, capped / all(shape.scale));
         }
     }
 
-    void hide_unseen(const QueryTile& tile, int64_t first) {
+    void hide_unseen(const QueryTile<width>& tile) {
         const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
-        for (int64_t i = 0; i < key_step; i++) {
-            const __m512i key = _mm512_set1_epi32(static_cast<int>(first + i));
-            __mmask16 seen = first + i < piece.end_key ? _mm512_cmple_epi32_mask(key, tile.positions) : 0;
+        const __m512i last = _mm512_min_epi32(tile.positions, _mm512_set1_epi32(static_cast<int>(piece.end_key - 1)));
+        for (int64_t i = 0; i < key_step; i += line_keys) {
+            const int first = static_cast<int>(step.first + i);
+            const __m512i key = _mm512_add_epi32(_mm512_set1_epi32(first), Weights::key_of_lane());
+            __mmask16 seen = _mm512_cmple_epi32_mask(key, last);
             if (shape.window > 0) {
-                const __m512i end = _mm512_set1_epi32(static_cast<int>(first + i + shape.window));
+                const __m512i end = _mm512_add_epi32(key, _mm512_set1_epi32(static_cast<int>(shape.window)));
                 seen &= _mm512_cmplt_epi32_mask(tile.positions, end);
             }
-            float* const row = scores + i * tile_rows;
-            _mm512_store_ps(row, _mm512_mask_mov_ps(hidden, seen, _mm512_load_ps(row)));
+            float* const line = scores + i * width;
+            _mm512_store_ps(line, _mm512_mask_mov_ps(hidden, seen, _mm512_load_ps(line)));
         }
     }
 
     // Scores become weights; what was summed before is scaled to the new largest score.
-    void weigh(int64_t index, int64_t num_token_tiles) {
-        QueryTile& tile = tiles[index];
+    void weigh(int64_t index) {
+        QueryTile<width>& tile = tiles[index];
+        const int64_t num_lines = step.num_token_tiles * tile_tokens / line_keys;
         __m512 now = tile.largest, other = tile.largest;
-        for (int64_t i = 0; i < num_token_tiles * tile_tokens; i += 2) {
-            now = _mm512_max_ps(now, _mm512_load_ps(scores + i * tile_rows));
-            other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * tile_rows));
+        for (int64_t i = 0; i < num_lines; i += 2) {
+            now = _mm512_max_ps(now, _mm512_load_ps(scores + i * num_lanes));
+            other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * num_lanes));
         }
-        now = _mm512_max_ps(now, other);
+        now = Weights::largest_of_keys(_mm512_max_ps(now, other));
         if (_mm512_cmp_ps_mask(now, tile.largest, _CMP_NEQ_UQ) != 0) rescale(index, now);
-        const __m512 factor = _mm512_set1_ps(score_to_power), shift = _mm512_mul_ps(now, factor);
-        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-        for (int64_t part = 0; part < num_token_tiles; part++) {
-            const float* row = scores + part * tile_tokens * tile_rows;
-            __m512i pairs[tile_rows];
-            for (int64_t i = 0; i < tile_rows; i++, row += 2 * tile_rows) {
-                prefetch_token();
-                const __m512 first = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row), factor, shift));
-                const __m512 second = coarse_exp2(_mm512_fmsub_ps(_mm512_load_ps(row + tile_rows), factor, shift));
-                even = _mm512_add_ps(even, first);
-                odd = _mm512_add_ps(odd, second);
-                pairs[i] = paired(first, second);
-            }
-            transpose(pairs);  // to [16 queries][32 tokens]
-            char* const to = weights + part * tile_bytes;
-            for (int64_t i = 0; i < tile_rows; i++) _mm512_store_si512(to + i * tile_row_bytes, pairs[i]);
+        const __m512 factor = _mm512_set1_ps(score_to_power);
+        const Exponent exponent = {factor, _mm512_mul_ps(now, factor)};
+        __m512 totals[4] = {};
+        for (int64_t part = 0; part < step.num_token_tiles; part++) {
+            Weights::put(scores + part * tile_tokens * width, exponent, totals, weights + part * weight_tile_bytes,
+                         [this](int count) { ahead.ask_for(count); });
         }
-        tile.weight_sum = _mm512_add_ps(tile.weight_sum, _mm512_add_ps(even, odd));
+        tile.weight_sum = _mm512_add_ps(tile.weight_sum, Weights::total(totals));
     }
 
-    // Each lane's two numbers as bfloat16, the first in the lower half.
-    static __m512i paired(__m512 first, __m512 second) {
-        const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                                     22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-        return _mm512_permutexvar_epi16(interleaved, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
-    }
-
-    int64_t rows_of(int64_t index) const {
-        return rows - index * tile_rows < tile_rows ? rows - index * tile_rows : tile_rows;
-    }
+    int64_t rows_of(int64_t index) const { return rows - index * width < width ? rows - index * width : width; }
 
     void rescale(int64_t index, __m512 now) {
-        QueryTile& tile = tiles[index];
+        QueryTile<width>& tile = tiles[index];
         const __m512 difference = _mm512_mul_ps(_mm512_sub_ps(tile.largest, now), _mm512_set1_ps(score_to_power));
         const __m512 factor = coarse_exp2(difference);
-        alignas(64) float factors[tile_rows];
+        alignas(64) float factors[num_lanes];
         _mm512_store_ps(factors, factor);
         for (int64_t row = 0; row < rows_of(index); row++) {
             const __m512 row_factor = _mm512_set1_ps(factors[row]);
-            float* to = sums + index * dims * tile_rows + row * tile_rows;
-            for (int64_t i = 0; i < dims / tile_rows; i++, to += tile_rows * tile_rows) {
+            float* to = sums + index * dims * width + row * tile_rows;
+            for (int64_t i = 0; i < dims / tile_rows; i++, to += sum_tile) {
                 _mm512_store_ps(to, _mm512_mul_ps(_mm512_load_ps(to), row_factor));
             }
         }
@@ -276,67 +265,72 @@ struct TileAttention {
         tile.largest = now;
     }
 
-    // Sums lie in tiles [dims / 16][16 queries][16 dims], dims in the order of the values.
-    void add_values(int64_t index, int64_t num_token_tiles) {
-        constexpr int64_t sum_tile = tile_rows * tile_rows;
-        TANDEM_TILE_LOAD(4, weights, tile_row_bytes);
-        if (num_token_tiles > 1) TANDEM_TILE_LOAD(5, weights + tile_bytes, tile_row_bytes);
-        const char* const later = values + dims / tile_rows * tile_bytes;
+    // Sums lie in tiles [dims / 16][queries][16 dims], dims in the order of the values.
+    void add_values(int64_t index) {
+        const bool both = step.num_token_tiles > 1;
+        const char* first = values;
+        const char* later = values + dims / tile_rows * tile_bytes;
+        const char* const later_weights = weights + weight_tile_bytes;
+        if constexpr (width == tile_rows) {
+            if (both) TANDEM_TILE_LOAD(6, later_weights, tile_row_bytes);
+        }
+        float* to = sums + index * dims * width;
         for (int64_t dim = 0; dim < dims; dim += tile_dims) {
-            float* const to = sums + (index * dims + dim) * tile_rows;
-            const int64_t offset = dim / tile_rows * tile_bytes;
-            TANDEM_TILE_LOAD(0, to, tile_row_bytes);
-            TANDEM_TILE_LOAD(6, values + offset, tile_row_bytes);
-            TANDEM_TILE_PRODUCT(0, 4, 6);
-            TANDEM_TILE_LOAD(1, to + sum_tile, tile_row_bytes);
-            TANDEM_TILE_LOAD(7, values + offset + tile_bytes, tile_row_bytes);
-            TANDEM_TILE_PRODUCT(1, 4, 7);
-            if (num_token_tiles > 1) {
-                TANDEM_TILE_LOAD(6, later + offset, tile_row_bytes);
-                TANDEM_TILE_PRODUCT(0, 5, 6);
-                TANDEM_TILE_LOAD(7, later + offset + tile_bytes, tile_row_bytes);
-                TANDEM_TILE_PRODUCT(1, 5, 7);
+            TANDEM_TILE_LOAD(7, weights, tile_row_bytes);
+            TANDEM_TILE_LOAD(2, to, tile_row_bytes);
+            TANDEM_TILE_LOAD(4, first, tile_row_bytes);
+            TANDEM_TILE_PRODUCT(2, 7, 4);
+            TANDEM_TILE_LOAD(3, to + sum_tile, tile_row_bytes);
+            TANDEM_TILE_LOAD(5, first + tile_bytes, tile_row_bytes);
+            TANDEM_TILE_PRODUCT(3, 7, 5);
+            if (both) {
+                TANDEM_TILE_LOAD(4, later, tile_row_bytes);
+                TANDEM_TILE_LOAD(5, later + tile_bytes, tile_row_bytes);
+                if constexpr (width == tile_rows) {
+                    TANDEM_TILE_PRODUCT(2, 6, 4);
+                    TANDEM_TILE_PRODUCT(3, 6, 5);
+                } else {
+                    TANDEM_TILE_LOAD(7, later_weights, tile_row_bytes);
+                    TANDEM_TILE_PRODUCT(2, 7, 4);
+                    TANDEM_TILE_PRODUCT(3, 7, 5);
+                    ahead.ask_for(8);
+                }
             }
-            TANDEM_TILE_STORE(0, to, tile_row_bytes);
-            TANDEM_TILE_STORE(1, to + sum_tile, tile_row_bytes);
+            TANDEM_TILE_STORE(2, to, tile_row_bytes);
+            TANDEM_TILE_STORE(3, to + sum_tile, tile_row_bytes);
+            first += 2 * tile_bytes, later += 2 * tile_bytes, to += 2 * sum_tile;
         }
     }
 
-    void step(int64_t first) {
-        const int64_t count = piece.end_key - first < key_step ? piece.end_key - first : key_step;
-        const int64_t num_key_tiles = (count + tile_keys - 1) / tile_keys;
-        const int64_t num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
-        find_keys(first);
-        look_ahead(first + key_step);
-        const char* keys[key_step / tile_keys];
-        for (int64_t i = 0; i < num_key_tiles; i++) keys[i] = keys_of_tile(i * tile_keys);
-        interleave_values(num_token_tiles);
+    void run_step(int64_t first) {
+        open(first);
         for (int64_t index = 0; index < num_tiles; index++) {
-            if (sees_none(tiles[index], first)) continue;
-            score(index, keys, num_key_tiles);
+            if (sees_none(tiles[index])) continue;
+            score(index);
             if (shape.soft_cap > 0) cap_scores();
-            if (!sees_all(tiles[index], first)) hide_unseen(tiles[index], first);
-            weigh(index, num_token_tiles);
-            add_values(index, num_token_tiles);
+            if (!sees_all(tiles[index])) hide_unseen(tiles[index]);
+            weigh(index);
+            add_values(index);
         }
-        prefetch_rest();
+        ahead.ask_for(key_step);
     }
 
     void run() {
-        look_ahead(piece.first_key);
-        prefetch_rest();
+        ahead.look_at(piece.first_key);
+        ahead.ask_for(key_step);
+        width == narrow_width ? set_narrow_tiles() : set_whole_tiles();
         for (int64_t index = 0; index < num_tiles; index++) start_tile(index);
-        for (int64_t first = piece.first_key; first < piece.end_key; first += key_step) step(first);
+        for (int64_t first = piece.first_key; first < piece.end_key; first += key_step) run_step(first);
         for (int64_t index = 0; index < num_tiles; index++) end_tile(index);
     }
 
     void end_tile(int64_t index) {
-        alignas(64) float largest_scores[tile_rows], weight_sums[tile_rows];
+        alignas(64) float largest_scores[num_lanes], weight_sums[num_lanes];
         _mm512_store_ps(largest_scores, _mm512_mul_ps(tiles[index].largest, _mm512_set1_ps(shape.scale)));
         _mm512_store_ps(weight_sums, tiles[index].weight_sum);
         for (int64_t lane = 0; lane < rows_of(index); lane++) {
-            const int64_t row = index * tile_rows + lane;
-            const float* const from = sums + index * dims * tile_rows + lane * tile_rows;
+            const int64_t row = index * width + lane;
+            const float* const from = sums + index * dims * width + lane * tile_rows;
             put_row(row, from, piece.part == nullptr ? 1.0f / weight_sums[lane] : 1.0f);
             if (piece.part == nullptr) continue;
             float* const to = piece.part + row * (2 + dims);
@@ -348,9 +342,9 @@ struct TileAttention {
     void put_row(int64_t row, const float* from, float factor) const {
         const __m512i first_half = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
         const __m512i second_half = _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
-        for (int64_t dim = 0; dim < dims; dim += tile_dims, from += 2 * tile_rows * tile_rows) {
+        for (int64_t dim = 0; dim < dims; dim += tile_dims, from += 2 * sum_tile) {
             const __m512 low = _mm512_mul_ps(_mm512_load_ps(from), _mm512_set1_ps(factor));
-            const __m512 high = _mm512_mul_ps(_mm512_load_ps(from + tile_rows * tile_rows), _mm512_set1_ps(factor));
+            const __m512 high = _mm512_mul_ps(_mm512_load_ps(from + sum_tile), _mm512_set1_ps(factor));
             put(row, dim, {_mm512_permutex2var_ps(low, first_half, high)});
             put(row, dim + num_lanes, {_mm512_permutex2var_ps(low, second_half, high)});
         }
@@ -372,7 +366,9 @@ inline bool fits_tiles(const AttentionShape& shape, const AttentionPiece& piece)
 
 inline void attend_amx(const AttentionShape& shape, const AttentionPiece& piece, char* scratch) {
     if (!fits_tiles(shape, piece)) return attend(shape, piece, scratch);
-    TileAttention(shape, piece, scratch).run();
+    const bool narrow = piece.num_queries * shape.share <= most_narrow_rows;
+    narrow ? TileAttention<narrow_width>(shape, piece, scratch).run()
+           : TileAttention<tile_rows>(shape, piece, scratch).run();
 }
 
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

@@ -91,6 +91,7 @@ inline void multiply_blocks(const char* weights, int64_t steps, const Input& inp
 // The first block of rows brings the panel into the cache; the others find it there.
 inline void multiply_bfloat16_amx(const BFloat16* panel, int64_t steps, const Input& input, int64_t first_row,
                                   int64_t num_rows, int64_t panel_index, const Output& output) {
+    set_whole_tiles();
     const char* const weights = reinterpret_cast<const char*>(panel);
     const int64_t last = first_row + num_rows;
     const int64_t second = first_row + block_rows < last ? first_row + block_rows : last;

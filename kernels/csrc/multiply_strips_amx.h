@@ -68,6 +68,7 @@ inline void multiply_32_rows(const Expansion& expansion, const char* input, int6
 
 inline void multiply_strips_amx(const Strip* strips, int64_t steps, BFloat16* scratch, const Input& input,
                                 int64_t first_row, int64_t num_rows, int64_t panel_index, const Output& output) {
+    set_whole_tiles();
     const int64_t count = num_rows < block_rows ? num_rows : block_rows;
     const Expansion expansion = {strips, steps, scratch, num_rows <= block_rows ? steps_at_once : steps};
     alignas(64) float block[block_rows * panel_columns];

@@ -36,7 +36,7 @@ constexpr Kernels table() {
                         keep_between};
     kernels.attend = attend;
 #if defined(__AMX_BF16__)
-    kernels.enter = enter_tiles;
+    kernels.enter = set_whole_tiles;
     kernels.leave = leave_tiles;
     kernels.multiply_bfloat16 = multiply_bfloat16_amx;
     kernels.multiply_strips = multiply_strips_amx;
