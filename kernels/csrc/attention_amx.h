@@ -2,20 +2,18 @@
 //
 // Scores are computed as keys × queriesᵀ, [keys][queries]: the cache's keys are tiles as they lie, and the softmax over
 // keys becomes plain arithmetic of rows, a lane to each query. The weights are turned for the sums, weights × values,
-// [queries][dims]; the values are interleaved by pairs of tokens, once for all queries of the piece. Tiles of 16 queries
-// are for prompts; a token's few heads take tiles of 4, of less work and equal numbers.
+// [queries][dims]. Tiles of 16 queries are for prompts; a token's few heads take tiles of 4, of less work and equal
+// numbers.
 #pragma once
 
 #include "attention_lanes.h"
 #include "cache_ahead.h"
+#include "key_step_amx.h"
 #include "weights_amx.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
 
-constexpr int64_t tile_keys = 16;  // of keys × queriesᵀ
-constexpr int64_t tile_dims = 32;  // of keys × queriesᵀ; of weights × values in two tiles, one for each half line
 constexpr int64_t narrow_width = 4, most_narrow_rows = 8;
-alignas(64) constexpr char no_values[1024] = {};  // of tokens past the end: what lies there may be anything, NaN too
 
 // Registers 0 and 1 take scores; 2 and 3 sums; 4 and 5 keys, or values; 6 queries; 7 weights.
 inline void set_narrow_tiles() {
@@ -34,13 +32,6 @@ struct QueryTile {
     __m512 weight_sum;
 };
 
-// Up to 64 keys.
-struct KeyStep {
-    int64_t first, count, num_key_tiles, num_token_tiles;
-    const char* runs[key_step / tile_keys];  // of 16 keys each
-    int64_t value_offset;                    // from a key to its value
-};
-
 template <int64_t width>
 struct TileAttention {
     using Weights = TANDEM_ISA_NAMESPACE::Weights<width>;
@@ -55,7 +46,7 @@ struct TileAttention {
     int64_t dims, row_bytes, rows, num_tiles;
     float score_to_power;  // scores are kept unscaled; this makes them exponents of two
     QueryTile<width> tiles[most_piece_rows / tile_rows];
-    char *queries, *values, *weights, *gathered;
+    char *queries, *weights;
     float *sums, *scores;
     KeyStep step;
     CacheAhead ahead;
@@ -68,14 +59,14 @@ struct TileAttention {
           rows(piece.num_queries * shape.share),
           num_tiles((rows + width - 1) / width),
           score_to_power(shape.scale * 1.44269504f),
+          step(shape, piece),
           ahead(shape, piece) {
         auto part = [&](int64_t count) { return scratch += count, scratch - count; };
         scores = reinterpret_cast<float*>(part(key_step * score_bytes));
         weights = part(key_step / tile_tokens * weight_tile_bytes);
         sums = reinterpret_cast<float*>(part(num_tiles * dims * width * sizeof(float)));
         queries = part(num_tiles * dims / tile_dims * query_tile_bytes);
-        values = part(dims * key_step * sizeof(BFloat16));
-        gathered = part(2 * dims * key_step * sizeof(BFloat16));
+        step.place(scratch);
     }
 
     const float* query_row(int64_t row) const {
@@ -115,60 +106,6 @@ struct TileAttention {
                 memcpy(to + pair * score_bytes, &lines[pair], score_bytes);
             }
         }
-    }
-
-    const char* key(int64_t token) const {
-        return piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes +
-               (token & (shape.block_size - 1)) * row_bytes;
-    }
-
-    void find_keys() {
-        step.value_offset = shape.side_bytes;
-        if (shape.block_size < tile_keys) return gather();
-        for (int64_t i = 0; i < step.num_key_tiles; i++) step.runs[i] = key(step.first + i * tile_keys);
-    }
-
-    // Keys of small blocks do not lie in runs of a tile's length.
-    void gather() {
-        step.value_offset = key_step * row_bytes;
-        for (int64_t i = 0; i < step.num_key_tiles; i++) step.runs[i] = gathered + i * tile_keys * row_bytes;
-        for (int64_t i = 0; i < step.count; i++) {
-            const char* const from = key(step.first + i);
-            memcpy(gathered + i * row_bytes, from, row_bytes);
-            memcpy(gathered + step.value_offset + i * row_bytes, from + shape.side_bytes, row_bytes);
-        }
-    }
-
-    const char* value_row(int64_t token) const {
-        if (token >= step.count) return no_values;
-        return step.runs[token / tile_keys] + step.value_offset + token % tile_keys * row_bytes;
-    }
-
-    // [64 tokens][dims] to tiles [2][dims / 16][16 pairs of tokens][16 dims][2]. Within each 32 dims the first tile gets
-    // four of every eight, as the processor interleaves them; `put` restores the order.
-    void interleave_values() {
-        for (int64_t pair = 0; pair < step.num_token_tiles * tile_rows; pair++) {
-            if (width == tile_rows || pair % 2) ahead.ask_for(1);
-            const char* const first = value_row(2 * pair);
-            const char* const second = value_row(2 * pair + 1);
-            char* to = values + pair / tile_rows * (dims / tile_rows) * tile_bytes + pair % tile_rows * tile_row_bytes;
-            for (int64_t offset = 0; offset < dims * 2; offset += tile_row_bytes, to += 2 * tile_bytes) {
-                const __m512i a = _mm512_loadu_si512(first + offset), b = _mm512_loadu_si512(second + offset);
-                _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
-                _mm512_store_si512(to + tile_bytes, _mm512_unpackhi_epi16(a, b));
-            }
-        }
-    }
-
-    void open(int64_t first) {
-        const int64_t count = piece.end_key - first < key_step ? piece.end_key - first : key_step;
-        step.first = first;
-        step.count = count;
-        step.num_key_tiles = (count + tile_keys - 1) / tile_keys;
-        step.num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
-        find_keys();
-        ahead.look_at(first + key_step);
-        interleave_values();
     }
 
     void score(int64_t index) {
@@ -268,8 +205,8 @@ struct TileAttention {
     // Sums lie in tiles [dims / 16][queries][16 dims], dims in the order of the values.
     void add_values(int64_t index) {
         const bool both = step.num_token_tiles > 1;
-        const char* first = values;
-        const char* later = values + dims / tile_rows * tile_bytes;
+        const char* first = step.values;
+        const char* later = first + dims / tile_rows * tile_bytes;
         const char* const later_weights = weights + weight_tile_bytes;
         if constexpr (width == tile_rows) {
             if (both) TANDEM_TILE_LOAD(6, later_weights, tile_row_bytes);
@@ -303,7 +240,11 @@ struct TileAttention {
     }
 
     void run_step(int64_t first) {
-        open(first);
+        ahead.look_at(first + key_step);
+        step.open(first);
+        step.interleave_values([this](int64_t pair) {
+            if (width == tile_rows || pair % 2 == 1) ahead.ask_for(1);
+        });
         for (int64_t index = 0; index < num_tiles; index++) {
             if (sees_none(tiles[index])) continue;
             score(index);

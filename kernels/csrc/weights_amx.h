@@ -7,13 +7,11 @@
 
 #include <immintrin.h>
 
+#include "key_step_amx.h"
 #include "lanes.h"
-#include "tiles_amx.h"
 #include "transpose_avx512.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
-
-constexpr int64_t tile_tokens = 32;  // of weights × values
 
 // Two to the x, for weights that become bfloat16: to within 1e-4. Nothing is added up that would not vanish beside 1.
 // Beside tiles one port of the processor does all arithmetic: the fewer instructions, the better.
