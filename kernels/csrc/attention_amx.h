@@ -7,13 +7,12 @@
 #pragma once
 
 #include "attention_lanes.h"
-#include "cache_ahead.h"
 #include "key_step_amx.h"
 #include "weights_amx.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
 
-constexpr int64_t narrow_width = 4, most_narrow_rows = 8;
+constexpr int64_t most_narrow_rows = 8;
 
 // Registers 0 and 1 take scores; 2 and 3 sums; 4 and 5 keys, or values; 6 queries; 7 weights.
 inline void set_narrow_tiles() {
@@ -301,7 +300,8 @@ struct TileAttention {
 
 inline bool fits_tiles(const AttentionShape& shape, const AttentionPiece& piece) {
     const bool whole_blocks = (shape.block_size & (shape.block_size - 1)) == 0;
-    return shape.pool_kind == Kind::bfloat16 && shape.head_dim % tile_dims == 0 && whole_blocks &&
+    const bool whole_tiles = shape.head_dim % tile_dims == 0 && shape.head_dim <= most_tile_dims;
+    return shape.pool_kind == Kind::bfloat16 && whole_tiles && whole_blocks &&
            piece.num_queries * shape.share <= most_piece_rows && shape.scale > 0;
 }
 

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "attention.h"
+#include "cache_ahead.h"
 #include "tiles_amx.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
@@ -12,7 +12,9 @@ namespace tandem::TANDEM_ISA_NAMESPACE {
 constexpr int64_t tile_keys = 16;    // of keys × queriesᵀ
 constexpr int64_t tile_tokens = 32;  // of weights × values
 constexpr int64_t tile_dims = 32;    // of keys × queriesᵀ; of weights × values in two tiles, one for each half line
-alignas(64) constexpr char no_values[1024] = {};  // of tokens past the end: what lies there may be anything, NaN too
+constexpr int64_t most_tile_dims = 512;
+// Of tokens past the end: what lies there may be anything, NaN too.
+alignas(64) constexpr char no_values[most_tile_dims * sizeof(BFloat16)] = {};
 
 struct KeyStep {
     const AttentionShape& shape;
@@ -38,12 +40,7 @@ struct KeyStep {
         num_token_tiles = (count + tile_tokens - 1) / tile_tokens;
         value_offset = shape.side_bytes;
         if (shape.block_size < tile_keys) return gather();
-        for (int64_t i = 0; i < num_key_tiles; i++) runs[i] = key(first + i * tile_keys);
-    }
-
-    const char* key(int64_t token) const {
-        return piece.keys + piece.blocks[token >> __builtin_ctzll(shape.block_size)] * shape.block_bytes +
-               (token & (shape.block_size - 1)) * row_bytes;
+        for (int64_t i = 0; i < num_key_tiles; i++) runs[i] = cached_key(shape, piece, first + i * tile_keys);
     }
 
     // Keys of small blocks do not lie in runs of a tile's length.
@@ -51,7 +48,7 @@ struct KeyStep {
         value_offset = key_step * row_bytes;
         for (int64_t i = 0; i < num_key_tiles; i++) runs[i] = gathered + i * tile_keys * row_bytes;
         for (int64_t i = 0; i < count; i++) {
-            const char* const from = key(first + i);
+            const char* const from = cached_key(shape, piece, first + i);
             memcpy(gathered + i * row_bytes, from, row_bytes);
             memcpy(gathered + value_offset + i * row_bytes, from + shape.side_bytes, row_bytes);
         }

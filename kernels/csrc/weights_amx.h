@@ -35,11 +35,13 @@ struct Exponent {
     }
 };
 
+constexpr int64_t narrow_width = 4;
+
 template <int64_t width>
 struct Weights;
 
 template <>
-struct Weights<16> {
+struct Weights<tile_rows> {
     static constexpr int64_t line_keys = 1;
 
     static __m512i key_of_lane() { return _mm512_setzero_si512(); }
@@ -78,14 +80,15 @@ struct Weights<16> {
 };
 
 template <>
-struct Weights<4> {
-    static constexpr int64_t line_keys = 4;
+struct Weights<narrow_width> {
+    static constexpr int64_t line_keys = num_lanes / narrow_width;
 
     static __m512i key_of_lane() { return _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3); }
     static __m512 largest_of_keys(__m512 line) {
         line = _mm512_max_ps(line, _mm512_shuffle_f32x4(line, line, halves));
         return _mm512_max_ps(line, _mm512_shuffle_f32x4(line, line, quarters));
     }
+    // The first alone is used: its quarters are the four sums of the wide tile, and are added in its order.
     static __m512 total(const __m512 (&sums)[4]) {
         const __m512 twos = _mm512_add_ps(sums[0], _mm512_shuffle_f32x4(sums[0], sums[0], halves));
         return _mm512_add_ps(twos, _mm512_shuffle_f32x4(twos, twos, quarters));
