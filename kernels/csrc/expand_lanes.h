@@ -15,12 +15,16 @@ struct Groups {
     Lanes first, second;
 };
 
-// What 16 k of a strip are multiplied by, and what is added then, for each lane.
+// What 16 k of a strip are multiplied by, and what is added then: for each column, and for each lane.
+struct ColumnScales {
+    Lanes scale, least;
+};
 struct Scales {
     Groups scale, least;
 };
 
 inline Groups twice(Lanes columns) { return {first_half_twice(columns), last_half_twice(columns)}; }
+inline Scales twice(const ColumnScales& columns) { return {twice(columns.scale), twice(columns.least)}; }
 
 inline Lanes load_halves(const char* items) { return load(reinterpret_cast<const Float16*>(items)); }
 
@@ -35,7 +39,7 @@ constexpr bool centre_added = coding_of(format).bits == 6;
 
 // `header`: of the group; `factors`: of the step; `half`: of its k.
 template <Format format>
-Scales load_scales(const char* header, const char* factors, int64_t half) {
+ColumnScales load_scales(const char* header, const char* factors, int64_t half) {
     constexpr Coding coding = coding_of(format);
     Lanes scale = load_halves(header), least = all(0);
     if constexpr (coding.has_least) least = load_halves(header + strip_columns * sizeof(Float16));
@@ -46,41 +50,44 @@ Scales load_scales(const char* header, const char* factors, int64_t half) {
         scale = scale * load_factors<int8_t>(factors + half * strip_columns);
     }
     if constexpr (centre_added<format>) least = scale * all(-coding.centre);
-    return {twice(scale), twice(least)};
+    return {scale, least};
 }
 
 // The codes of 8 pairs of k, one pair after the other.
 template <Format format>
 class CodedPairs {
    public:
-    CodedPairs(const char* codes, int64_t half) : bytes_(codes + half * 16 * num_lanes) {
-        if constexpr (bits == 8) return;
-        low_[0] = load_words(codes + half * line_bytes);
-        low_[1] = load_words(codes + (2 + half) * line_bytes);
+    CodedPairs(const char* codes, int64_t half) {
+        if constexpr (bits == 8) {
+            next_ = codes + half * 16 * num_lanes;
+            return;
+        }
+        next_ = codes + half * word_line_bytes / 2;
         if constexpr (bits == 5) {
-            high_[0] = load_words(codes + 4 * line_bytes);
+            high_[0] = load_words(codes + 4 * word_line_bytes);
             high_[1] = turned_by_16(high_[0]);
             if (half == 1) high_[0] = shifted_right(high_[0], 8), high_[1] = shifted_right(high_[1], 8);
         }
         if constexpr (bits == 6) {
-            high_[0] = load_words(codes + 4 * line_bytes);
-            high_[1] = load_words(codes + 5 * line_bytes);
+            high_[0] = load_words(codes + 4 * word_line_bytes);
+            high_[1] = load_words(codes + 5 * word_line_bytes);
             if (half == 1) high_[0] = turned_by_16(high_[0]), high_[1] = turned_by_16(high_[1]);
         }
     }
 
     Groups next() {
         if constexpr (bits == 8) {
-            const int8_t* const items = reinterpret_cast<const int8_t*>(bytes_);
-            bytes_ += 2 * num_lanes;
+            const int8_t* const items = reinterpret_cast<const int8_t*>(next_);
+            next_ += 2 * num_lanes;
             return {load(items), load(items + num_lanes)};
         } else {
             constexpr int centre = centre_added<format> ? 0 : coding_of(format).centre;
-            const Groups found = {numbers_of<bits, centre>(low_[0], high_[0]),
-                                  numbers_of<bits, centre>(low_[1], high_[1])};
-            for (int group = 0; group < 2; group++) {
-                low_[group] = shifted_right(low_[group], 4);
-                if constexpr (bits > 4) high_[group] = shifted_right(high_[group], bits - 4);
+            const Words first = spread_nibbles(next_, next_ + word_line_bytes);
+            const Words second = spread_nibbles(next_ + 2 * word_line_bytes, next_ + 3 * word_line_bytes);
+            next_ += sizeof(uint32_t);
+            const Groups found = {numbers_of<bits, centre>(first, high_[0]), numbers_of<bits, centre>(second, high_[1])};
+            if constexpr (bits > 4) {
+                for (Words& high : high_) high = shifted_right(high, bits - 4);
             }
             return found;
         }
@@ -88,10 +95,8 @@ class CodedPairs {
 
    private:
     static constexpr int bits = coding_of(format).bits;
-    static constexpr int64_t line_bytes = num_lanes * sizeof(uint32_t);
 
-    const char* bytes_;
-    Words low_[2] = {};
+    const char* next_;
     Words high_[2] = {};
 };
 
@@ -105,16 +110,21 @@ inline Groups weights_of(const Groups& numbers, const Scales& scales) {
     }
 }
 
+template <Format format>
+inline void prefetch_step(const char* step) {
+    for (int64_t line = 0; line < step_bytes(format); line += 64) {
+        __builtin_prefetch(step + packed_bytes_ahead + line);
+    }
+}
+
 template <Format format, class Write>
 void expand_codes(const Strip& strip, int64_t step, Write write) {
     constexpr Coding coding = coding_of(format);
     const char* const header = group_at(strip, format, step);
     const char* const factors = step_at(strip, format, step);
-    for (int64_t line = 0; line < step_bytes(format); line += 64) {
-        __builtin_prefetch(factors + packed_bytes_ahead + line);
-    }
+    prefetch_step<format>(factors);
     for (int64_t half = 0; half < 2; half++) {
-        const Scales scales = load_scales<format>(header, factors, half);
+        const Scales scales = twice(load_scales<format>(header, factors, half));
         CodedPairs<format> pairs(factors + coding.num_factors * strip_columns, half);
 #pragma GCC unroll 8
         for (int64_t pair = 0; pair < step_pairs / 2; pair++) {

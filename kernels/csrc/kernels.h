@@ -39,6 +39,13 @@ struct Kernels {
     void (*multiply_strips)(const Strip* strips, int64_t steps, BFloat16* scratch, const Input&, int64_t first_row,
                             int64_t num_rows, int64_t panel_index, const Output&);
 
+    // The same for at most `block_rows` rows from the first, of which `pair_up` made the input's pairs: [16 rows at a
+    // time][k / 2][those rows, or 16 where there are more][2]. Where strips are not `looked_up`, it may not be called.
+    bool (*looked_up)(const Strip* strips);
+    void (*multiply_few)(const Strip* strips, int64_t steps, const Input&, int64_t num_rows, int64_t panel_index,
+                         const Output&);
+    void (*pair_up)(const Input&, int64_t num_rows, int64_t steps, char* pairs);
+
     // A row of float32 as the blocks of q8_0, q4_0 or q4_1, which fill it.
     void (*quantize)(Format format, const float* items, int64_t columns, char* row);
 

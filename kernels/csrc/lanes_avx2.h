@@ -131,6 +131,17 @@ inline Words shifted_right(Words x, int count) {
 }
 inline __m256i turned_by_16(__m256i x) { return _mm256_or_si256(_mm256_srli_epi32(x, 16), _mm256_slli_epi32(x, 16)); }
 inline Words turned_by_16(Words x) { return {turned_by_16(x.a), turned_by_16(x.b)}; }
+
+// Four bits each of two pairs of words of 16 bits, the lowest of the first pair's two words first: a lane has its own in
+// bits 0–3, and others above.
+inline __m256i spread_nibbles(const char* pair) {
+    int bits;
+    memcpy(&bits, pair, sizeof(bits));
+    return _mm256_srlv_epi32(_mm256_set1_epi32(bits), _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28));
+}
+inline Words spread_nibbles(const char* first_pair, const char* second_pair) {
+    return {spread_nibbles(first_pair), spread_nibbles(second_pair)};
+}
 inline __m128i load_eight_bytes(const void* items) { return _mm_loadl_epi64(static_cast<const __m128i*>(items)); }
 inline Lanes load(const uint8_t* items) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_eight_bytes(items))),

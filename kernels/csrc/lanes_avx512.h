@@ -89,6 +89,18 @@ struct Words {
 inline Words load_words(const void* words) { return {_mm512_loadu_si512(words)}; }
 inline Words shifted_right(Words a, int count) { return {_mm512_srli_epi32(a.v, count)}; }
 inline Words turned_by_16(Words a) { return {_mm512_rol_epi32(a.v, 16)}; }
+
+// Four bits each of two pairs of words of 16 bits, the lowest of the first pair's two words first: a lane has its own in
+// bits 0–3, and others above.
+inline __m512i all_words(const char* word) {
+    int bits;
+    memcpy(&bits, word, sizeof(bits));
+    return _mm512_set1_epi32(bits);
+}
+inline Words spread_nibbles(const char* first_pair, const char* second_pair) {
+    const __m512i both = _mm512_mask_blend_epi32(0xff00, all_words(first_pair), all_words(second_pair));
+    return {_mm512_srlv_epi32(both, _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 0, 16, 4, 20, 8, 24, 12, 28))};
+}
 inline Lanes load(const uint8_t* items) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(items))))};
 }

@@ -145,6 +145,15 @@ inline Words shifted_right(const Words& a, int count) {
 inline Words turned_by_16(const Words& a) {
     return each_word([&](int i) { return a.v[i] >> 16 | a.v[i] << 16; });
 }
+
+// Four bits each of two pairs of words of 16 bits, the lowest of the first pair's two words first: a lane has its own in
+// bits 0–3, and others above.
+inline Words spread_nibbles(const char* first_pair, const char* second_pair) {
+    uint32_t pairs[2];
+    memcpy(&pairs[0], first_pair, sizeof(uint32_t));
+    memcpy(&pairs[1], second_pair, sizeof(uint32_t));
+    return each_word([&](int i) { return pairs[i / 8] >> (i % 2 * 16 + i / 2 % 4 * 4); });
+}
 inline Lanes load(const uint8_t* items) { return each([&](int i) { return static_cast<float>(items[i]); }); }
 inline Lanes load(const int8_t* items) { return each([&](int i) { return static_cast<float>(items[i]); }); }
 

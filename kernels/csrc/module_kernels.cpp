@@ -51,7 +51,8 @@ void multiply(const PackedWeight& weight, FloatTable rows, WritableFloatTable re
     const Memory output(std::max<int64_t>(num_rows * stride * static_cast<int64_t>(sizeof(float)), 1));
     const Output to = {weight.gated() ? Finish::gate : Finish::store, kind, output.data(), stride, nullptr};
     each_of(weight.num_panels(), [&](int64_t panel, int) {
-        if (num_rows > 0) weight.multiply({input.data(), row_bytes}, 0, num_rows, panel, to);
+        if (num_rows == 0) return;
+        weight.multiply(weight.prepared({input.data(), row_bytes}, num_rows), 0, num_rows, panel, to);
     });
     for (int64_t i = 0; i < num_rows; i++) {
         const char* const from = output.data() + i * stride * static_cast<int64_t>(item_bytes(kind));

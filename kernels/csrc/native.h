@@ -10,6 +10,7 @@
 #if defined(__AMX_BF16__)
 #include "attention_amx.h"
 #include "multiply_amx.h"
+#include "multiply_few_amx.h"
 #include "multiply_strips_amx.h"
 #endif
 
@@ -25,6 +26,7 @@ constexpr Kernels table() {
     kernels.expand_bfloat16 = expand_bfloat16;
     kernels.expand_float32 = expand_float32;
     kernels.multiply_strips = multiply_strips;
+    kernels.looked_up = [](const Strip*) { return false; };
     kernels.quantize = quantize;
     kernels.normalise = normalise;
     kernels.turn = turn;
@@ -40,6 +42,9 @@ constexpr Kernels table() {
     kernels.leave = leave_tiles;
     kernels.multiply_bfloat16 = multiply_bfloat16_amx;
     kernels.multiply_strips = multiply_strips_amx;
+    kernels.looked_up = looked_up;
+    kernels.multiply_few = multiply_few;
+    kernels.pair_up = pair_up;
     kernels.attend = attend_amx;
 #endif
     return kernels;

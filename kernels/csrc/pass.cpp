@@ -66,7 +66,8 @@ void Pass::multiply(Team& team, int member, const Product& product) {
 template <class Alone>
 void Pass::multiply(Team& team, int member, const Product& product, Alone alone) {
     team.meet(product.num_pieces(), alone, product.ahead(member, team.size()));
-    each_piece(team, member, [&](int64_t piece) { product.run(piece); });
+    const Product prepared = product.prepared();
+    each_piece(team, member, [&](int64_t piece) { prepared.run(piece); });
 }
 
 void Pass::run_attention(Team& team, int member, int64_t layer) {
@@ -212,6 +213,8 @@ Pass::Product Pass::head_product() const {
                            nullptr};
     return {*model_.head, buffers_.sampled.input(), batch_.num_sampled, output};
 }
+
+Pass::Product Pass::Product::prepared() const { return {weight, weight.prepared(input, num_rows), num_rows, output}; }
 
 int64_t Pass::Product::rows_at_once() const {
     return std::max(block_rows, input_bytes_at_once / input.row_bytes / block_rows * block_rows);

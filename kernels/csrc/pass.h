@@ -33,6 +33,7 @@ class Pass {
         int64_t num_rows;
         Output output;
 
+        Product prepared() const;  // once its inputs are there, by each thread
         int64_t rows_at_once() const;
         int64_t num_pieces() const;
         void run(int64_t piece) const;

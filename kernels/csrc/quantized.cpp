@@ -29,13 +29,17 @@ int64_t num_rows(const std::vector<Part>& parts) {
     return total;
 }
 
-// One panel of weights, each thread's own.
-template <class Item>
-Item* scratch(int64_t steps) {
+// Each thread's own, one for each use.
+template <class Use>
+char* scratch(int64_t bytes) {
     static thread_local Memory memory;
-    const size_t bytes = steps * step_weights * panel_columns * sizeof(Item);
-    if (bytes > memory.size()) memory = Memory(bytes);
-    return reinterpret_cast<Item*>(memory.data());
+    if (static_cast<size_t>(bytes) > memory.size()) memory = Memory(bytes);
+    return memory.data();
+}
+
+template <class Item>
+Item* panel_scratch(int64_t steps) {
+    return reinterpret_cast<Item*>(scratch<struct Panels>(steps * step_weights * panel_columns * sizeof(Item)));
 }
 
 void lay_row(const Strip& strip, int64_t column, const Row& row, int64_t columns) {
@@ -84,6 +88,9 @@ QuantizedWeight::QuantizedWeight(const std::vector<Part>& parts, int64_t columns
         next += panel_bytes(panel);
     }
     on_all_threads(num_panels(), [&](int64_t index) { fill(index, parts); });
+    looked_up_ = input_kind_ == Kind::bfloat16 && std::any_of(panels_.begin(), panels_.end(), [](const Panel& panel) {
+                     return kernels().looked_up(panel.strips);
+                 });
 }
 
 // That of all its rows; dense where they differ, and where there are none whatever is small.
@@ -133,14 +140,25 @@ void QuantizedWeight::fill(int64_t index, const std::vector<Part>& parts) {
     }
 }
 
+Input QuantizedWeight::prepared(const Input& input, int64_t num_rows) const {
+    if (!looked_up_ || num_rows > block_rows) return input;
+    if (num_rows == 1) return {input.items, input.row_bytes, static_cast<const char*>(input.items)};
+    char* const pairs = scratch<struct Pairs>(block_rows * columns() * static_cast<int64_t>(sizeof(BFloat16)));
+    kernels().pair_up(input, num_rows, num_steps(), pairs);
+    return {input.items, input.row_bytes, pairs};
+}
+
 void QuantizedWeight::multiply(const Input& input, int64_t first_row, int64_t num_rows, int64_t index,
                                const Output& output) const {
     const Strip* const strips = panels_[index].strips;
+    if (input.pairs != nullptr && kernels().looked_up(strips)) {
+        return kernels().multiply_few(strips, num_steps(), input, num_rows, index, output);
+    }
     if (input_kind_ == Kind::bfloat16) {
-        BFloat16* const panel = scratch<BFloat16>(num_steps());
+        BFloat16* const panel = panel_scratch<BFloat16>(num_steps());
         return kernels().multiply_strips(strips, num_steps(), panel, input, first_row, num_rows, index, output);
     }
-    float* const panel = scratch<float>(num_steps());
+    float* const panel = panel_scratch<float>(num_steps());
     kernels().expand_float32(strips, num_steps(), panel);
     kernels().multiply_float32(panel, columns(), input, first_row, num_rows, index, output);
 }
@@ -149,12 +167,12 @@ void QuantizedWeight::row(int64_t index, float* items) const {
     const Strip* const strips = panels_[index / panel_columns].strips;
     const int64_t column = index % panel_columns;
     if (input_kind_ == Kind::float32) {
-        float* const panel = scratch<float>(num_steps());
+        float* const panel = panel_scratch<float>(num_steps());
         kernels().expand_float32(strips, num_steps(), panel);
         for (int64_t k = 0; k < columns(); k++) items[k] = panel[k * panel_columns + column];
         return;
     }
-    BFloat16* const panel = scratch<BFloat16>(num_steps());
+    BFloat16* const panel = panel_scratch<BFloat16>(num_steps());
     kernels().expand_bfloat16(strips, num_steps(), panel);
     for (int64_t k = 0; k < columns(); k++) items[k] = widened(panel[place_in_panel(k, column)]);
 }

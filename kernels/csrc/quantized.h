@@ -19,6 +19,7 @@ class QuantizedWeight final : public PackedWeight {
    public:
     QuantizedWeight(const std::vector<Part>& parts, int64_t columns, Kind input_kind, bool gated);
     void multiply(const Input&, int64_t first_row, int64_t num_rows, int64_t panel, const Output&) const override;
+    Input prepared(const Input& input, int64_t num_rows) const override;
     void row(int64_t index, float* items) const override;
     const char* panel_items(int64_t index) const override;
     Kind input_kind() const override { return input_kind_; }
@@ -39,6 +40,7 @@ class QuantizedWeight final : public PackedWeight {
 
     const Kind input_kind_;
     std::vector<Panel> panels_;
+    bool looked_up_;  // any of the panels, where inputs are few
     Memory memory_;
 };
 

@@ -13,8 +13,8 @@ struct Place {
 
 Place place_of(int64_t k, int64_t column) { return {column / 8, k / 2, column % 8 * 2 + k % 2}; }
 
-void lay_nibble(uint32_t* words, const Place& place, uint32_t code) {
-    words[(place.group * 2 + place.pair / 8) * line_words + place.lane] |= (code & 15) << place.pair % 8 * 4;
+void lay_nibble(uint16_t* words, int64_t k, int64_t column, uint32_t code) {
+    words[column / word_columns * step_weights + k] |= static_cast<uint16_t>((code & 15) << column % word_columns * 4);
 }
 
 void lay_fifth(uint32_t* words, const Place& place, uint32_t code) {
@@ -25,16 +25,17 @@ void lay_fifth_and_sixth(uint32_t* words, const Place& place, uint32_t code) {
     words[place.group * line_words + place.lane] |= (code >> 4 & 3) << (4 + 2 * place.pair) % 32;
 }
 
-void lay_code(Format format, char* to, const Place& place, uint8_t code) {
+void lay_code(Format format, char* to, int64_t k, int64_t column, uint8_t code) {
     const int bits = coding_of(format).bits;
+    const Place place = place_of(k, column);
     if (bits == 8) {
         to[(place.pair * 2 + place.group) * 16 + place.lane] = static_cast<char>(code);
         return;
     }
-    uint32_t* const words = reinterpret_cast<uint32_t*>(to);
-    lay_nibble(words, place, code);
-    if (bits == 5) lay_fifth(words + 4 * line_words, place, code);
-    if (bits == 6) lay_fifth_and_sixth(words + 4 * line_words, place, code);
+    lay_nibble(reinterpret_cast<uint16_t*>(to), k, column, code);
+    uint32_t* const high = reinterpret_cast<uint32_t*>(to + strip_columns / word_columns * word_line_bytes);
+    if (bits == 5) lay_fifth(high, place, code);
+    if (bits == 6) lay_fifth_and_sixth(high, place, code);
 }
 
 }  // namespace
@@ -48,7 +49,7 @@ void lay_codes(const Strip& strip, int64_t step, int64_t column, const Codes& co
     for (int64_t i = 0; i < coding.num_factors; i++, to += strip_columns) {
         to[column] = static_cast<char>(codes.factors[i]);
     }
-    for (int64_t k = 0; k < step_weights; k++) lay_code(strip.format, to, place_of(k, column), codes.codes[k]);
+    for (int64_t k = 0; k < step_weights; k++) lay_code(strip.format, to, k, column, codes.codes[k]);
 }
 
 void lay_items(const Strip& strip, int64_t step, int64_t column, const float* items, int64_t count) {

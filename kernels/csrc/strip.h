@@ -1,10 +1,11 @@
 // Half a panel: 16 columns whose weights are of one format, as small as in a file but in the order of the products.
 //
-// Step by step of 32 k, two groups of 8 columns take turns; the 16 lanes of a group are (column, k % 2), so that lines
-// of weights come out as tiles of bfloat16 are:
+// Step by step of 32 k. The lowest four bits of codes lie so that all k of a column, or a pair of k of many columns, are
+// found by moving bits alone. Of all else two groups of 8 columns take turns, whose 16 lanes are (column, k % 2), so that
+// lines of weights come out as tiles of bfloat16 are:
 //
 //     lanes                       c0 k0, c0 k1, c1 k0, c1 k1, …, c7 k1
-//     codes of 4 bits             [group][pairs 0–7 | 8–15][16 lanes] words of 32 bits, pair p in bits 4 (p % 8)
+//     codes of 4 bits             [columns 0–3 | 4–7 | 8–11 | 12–15][32 k] words of 16 bits, column c in bits 4 (c % 4)
 //     the fifth bits              [16 lanes] words, pair p of group g in bit (4 + 16 g + p) % 32
 //     the fifth and sixth bits    [group][16 lanes] words, pair p in bits (4 + 2 p) % 32
 //     codes of 8 bits             [pair][group][16 lanes] bytes
@@ -23,6 +24,8 @@ namespace tandem {
 
 constexpr int64_t strip_columns = 16;
 constexpr int64_t step_pairs = step_weights / 2;
+constexpr int64_t word_columns = 4;
+constexpr int64_t word_line_bytes = step_weights * sizeof(uint16_t);  // of the lowest four bits of so many columns
 
 static constexpr int64_t code_bytes(Format format) {
     const int bits = coding_of(format).bits;

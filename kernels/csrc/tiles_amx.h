@@ -21,8 +21,9 @@ struct alignas(64) TileShapes {
 };
 
 // Of the sets of shapes that kernels use. Setting them takes 200 ns: it is left until others are wanted.
-enum class Tiles { none, whole, narrow };
+enum class Tiles { none, whole, narrow, few };
 static thread_local Tiles tiles_set = Tiles::none;
+static thread_local int64_t tiles_width = 0;  // of few
 
 inline void set_tiles(Tiles wanted, const TileShapes& shapes) {
     asm volatile("ldtilecfg %0" : : "m"(shapes));

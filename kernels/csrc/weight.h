@@ -20,6 +20,7 @@ constexpr int64_t input_step = 32;  // inputs are zero from their columns up to 
 struct Input {
     const void* items;
     int64_t row_bytes;
+    const char* pairs = nullptr;  // the rows once more, as the weight's prepared() makes them; or null
 };
 
 // What becomes of the products of a row. Writable to a whole panel past the last column.
@@ -52,6 +53,10 @@ class PackedWeight {
     // Adds nothing to rows past `first_row + num_rows`, reads inputs up to a multiple of `block_rows`.
     virtual void multiply(const Input& input, int64_t first_row, int64_t num_rows, int64_t panel,
                           const Output& output) const = 0;
+
+    // The input in the order in which so many rows are multiplied fastest: the calling thread's own, until it prepares
+    // another. For products of these very rows, from the first.
+    virtual Input prepared(const Input& input, int64_t /* num_rows */) const { return input; }
 
     // One row of W as float32, [columns]. Not for gated weights.
     virtual void row(int64_t index, float* items) const = 0;
