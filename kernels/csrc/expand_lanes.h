@@ -33,9 +33,12 @@ inline Lanes load_factors(const char* items) {
     return load(reinterpret_cast<const Byte*>(items));
 }
 
-// A code's centre is taken away with the product where no table of numbers does it at no cost. As exact: 23 bits.
+// A code's centre is taken away with the product where no table of numbers does it at no cost. As exact: 23 bits, and
+// where that makes the sum a number of 18 bits, no rounding either.
 template <Format format>
-constexpr bool centre_added = coding_of(format).bits == 6;
+constexpr bool centre_added = coding_of(format).bits == 6 || coding_of(format).bits == 8;
+template <Format format>
+constexpr float added_centre = coding_of(format).centre + (coding_of(format).bits == 8 ? byte_excess : 0);
 
 // `header`: of the group; `factors`: of the step; `half`: of its k.
 template <Format format>
@@ -49,7 +52,7 @@ ColumnScales load_scales(const char* header, const char* factors, int64_t half) 
     } else if constexpr (coding.num_factors > 0) {
         scale = scale * load_factors<int8_t>(factors + half * strip_columns);
     }
-    if constexpr (centre_added<format>) least = scale * all(-coding.centre);
+    if constexpr (centre_added<format>) least = scale * all(-added_centre<format>);
     return {scale, least};
 }
 
@@ -77,9 +80,9 @@ class CodedPairs {
 
     Groups next() {
         if constexpr (bits == 8) {
-            const int8_t* const items = reinterpret_cast<const int8_t*>(next_);
+            const uint8_t* const items = reinterpret_cast<const uint8_t*>(next_);
             next_ += 2 * num_lanes;
-            return {load(items), load(items + num_lanes)};
+            return {load_exceeding(items), load_exceeding(items + num_lanes)};
         } else {
             constexpr int centre = centre_added<format> ? 0 : coding_of(format).centre;
             const Words first = spread_nibbles(next_, next_ + word_line_bytes);

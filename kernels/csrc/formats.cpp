@@ -27,7 +27,7 @@ void add_fifth_bits(const uint8_t* bytes, Codes& to) {
 Codes read_q8_0(const uint8_t* block) {
     Codes found = {};
     found.scale = half_at(block);
-    memcpy(found.codes, block + 2, step_weights);
+    for (int i = 0; i < step_weights; i++) found.codes[i] = block[2 + i] ^ 0x80;
     return found;
 }
 
@@ -107,8 +107,7 @@ void widen_step(Format format, const Codes& codes, float* items) {
     for (int64_t half = 0; half < 2; half++) {
         const Scale scale = scale_of(format, codes, half);
         for (int64_t i = half * 16; i < half * 16 + 16; i++) {
-            const int code = coding.bits == 8 ? static_cast<int8_t>(codes.codes[i]) : codes.codes[i] - coding.centre;
-            items[i] = scale.scale * static_cast<float>(code);
+            items[i] = scale.scale * static_cast<float>(codes.codes[i] - coding.centre);
             if (coding.has_least) items[i] += scale.least;
         }
     }

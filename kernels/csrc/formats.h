@@ -1,6 +1,6 @@
 // How weights lie in files: dense kinds, and GGUF's blocks of quantized ones.
 //
-//     q8_0          q scale
+//     q8_0          q scale, which here is (q + 128 - centre) scale: codes are never negative
 //     q4_0, q5_0    (q - centre) scale
 //     q4_1, q5_1    q scale + least
 //     q4_k, q5_k    q (scale factor) - (least factor)    factors of 6 bits for each 32, scale and least for 256
@@ -34,7 +34,7 @@ struct Coding {
 
 static constexpr Coding coding_of(Format format) {
     switch (format) {
-        case Format::q8_0: return {8, 0, false, 0, 1, 34};
+        case Format::q8_0: return {8, 128, false, 0, 1, 34};
         case Format::q4_0: return {4, 8, false, 0, 1, 18};
         case Format::q4_1: return {4, 0, true, 0, 1, 20};
         case Format::q5_0: return {5, 16, false, 0, 1, 22};

@@ -34,7 +34,10 @@ bool has_feature(unsigned leaf_part, unsigned reg, unsigned bit) {
 }
 
 bool has_avx512_bf16() { return has_feature(1, 0, 5); }
-bool has_amx() { return has_feature(0, 3, 22) && has_feature(0, 3, 24) && tiles_granted(); }
+bool has_amx() {
+    const bool tiles = has_feature(0, 3, 22) && has_feature(0, 3, 24), byte_permutations = has_feature(0, 2, 1);
+    return tiles && byte_permutations && tiles_granted();
+}
 
 Isa best() {
     __builtin_cpu_init();  // asks the operating system too whether it saves the wide registers

@@ -24,6 +24,15 @@ inline Lanes operator-(Lanes a, Lanes b) { return subtract(a, b); }
 inline Lanes operator*(Lanes a, Lanes b) { return multiply(a, b); }
 inline Lanes operator/(Lanes a, Lanes b) { return divide(a, b); }
 
+// Bytes as floats, more by `byte_excess` than they are where that is cheaper.
+#if defined(__AVX512VBMI__)
+constexpr float byte_excess = 32768;
+inline Lanes load_exceeding(const uint8_t* items) { return bytes_above_32768(items); }
+#else
+constexpr float byte_excess = 0;
+inline Lanes load_exceeding(const uint8_t* items) { return load(items); }
+#endif
+
 // The first `count` of 16 items; the others are zero.
 template <class Item>
 inline Lanes load_some(const Item* items, int64_t count) {

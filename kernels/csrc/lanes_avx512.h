@@ -108,6 +108,17 @@ inline Lanes load(const int8_t* items) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(items))))};
 }
 
+#if defined(__AVX512VBMI__)
+// 2^15 + a byte: its bits are the second byte of a float.
+inline Lanes bytes_above_32768(const uint8_t* items) {
+    const __m512i places = _mm512_setr_epi32(0x000, 0x100, 0x200, 0x300, 0x400, 0x500, 0x600, 0x700, 0x800, 0x900, 0xa00,
+                                             0xb00, 0xc00, 0xd00, 0xe00, 0xf00);
+    const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(items)));
+    return {_mm512_castsi512_ps(
+        _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(0x47000000), 0x2222222222222222, places, bytes))};
+}
+#endif
+
 template <int first>
 inline __m512 numbers_from() {
     return _mm512_setr_ps(first, first + 1, first + 2, first + 3, first + 4, first + 5, first + 6, first + 7, first + 8,

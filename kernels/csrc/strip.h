@@ -8,7 +8,7 @@
 //     codes of 4 bits             [columns 0–3 | 4–7 | 8–11 | 12–15][32 k] words of 16 bits, column c in bits 4 (c % 4)
 //     the fifth bits              [16 lanes] words, pair p of group g in bit (4 + 16 g + p) % 32
 //     the fifth and sixth bits    [group][16 lanes] words, pair p in bits (4 + 2 p) % 32
-//     codes of 8 bits             [pair][group][16 lanes] bytes
+//     codes of 8 bits             [pair][group][16 lanes] bytes, 128 for nought
 //     dense                       [pair][group][16 lanes] items
 //
 // Before the codes of a step, [16 columns] bytes of each factor; before the steps of a group, [16 columns] float16 of
