@@ -86,7 +86,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._delta: Delta | None = None
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # while the reader waits
+        self._expired = False
 
     def put(self, delta: Delta) -> None:
         waiting = self._delta
@@ -97,14 +98,26 @@ class Mailbox:
             waiting.logprobs += delta.logprobs
             waiting.finish_reason, waiting.error = delta.finish_reason, delta.error
             waiting.error_status, waiting.block_ids = delta.error_status, delta.block_ids
-        self._arrived.set()
+        self._wake()
+
+    def expire(self) -> None:
+        """The reader's time is up: from now on `get` raises TimeoutError."""
+        self._expired = True
+        self._wake()
 
     async def get(self) -> Delta:
-        await self._arrived.wait()
-        self._arrived.clear()
+        if self._delta is None and not self._expired:
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        if self._expired:
+            raise TimeoutError
         delta, self._delta = self._delta, None
         assert delta is not None, "one reader a mailbox"
         return delta
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
 
 class CoreClient:
@@ -164,15 +177,16 @@ class CoreClient:
         when the core has died, DeadlineExceeded after `request_timeout` seconds."""
         self._admit(request)
         mailbox = self._mailboxes[request.id] = Mailbox()
-        deadline = self._loop.time() + self._settings.request_timeout
+        deadline = self._loop.call_later(self._settings.request_timeout, mailbox.expire)  # one timer for all deltas
         try:
             self._send(Submit(request))
             while request.id in self._mailboxes:
-                delta = await self._next(mailbox, deadline)
+                delta = await self._next(mailbox)
                 if delta.finish_reason is not None:
                     del self._mailboxes[request.id]
                 yield delta
         finally:
+            deadline.cancel()
             if self._mailboxes.pop(request.id, None) is not None and self.alive:
                 self._send(Abort(request.id))
 
@@ -181,10 +195,9 @@ class CoreClient:
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(Delta(request_id=request_id, finish_reason=FinishReason.ERROR, error=message, error_status=503))
 
-    async def _next(self, mailbox: Mailbox, deadline: float) -> Delta:
+    async def _next(self, mailbox: Mailbox) -> Delta:
         try:
-            async with asyncio.timeout_at(deadline):
-                return await mailbox.get()
+            return await mailbox.get()
         except TimeoutError as error:
             limit = f"{self._settings.request_timeout:g} s"
             raise DeadlineExceeded(f"the request was not done within {limit}") from error
@@ -265,12 +278,8 @@ class CoreClient:
 
     def _receive(self) -> None:
         """Reads all there is: ZMQ's descriptor signals edges, not levels."""
-        while True:
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.ZMQError:  # nothing more, or closed meanwhile
-                return
-            self._handle(_decode(frame))
+        while not self._socket.closed and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._handle(_decode(self._socket.recv(zmq.NOBLOCK)))
 
     def _handle(self, message: FromCore) -> None:
         match message:

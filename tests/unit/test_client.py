@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from engine.client import Mailbox
 from engine.core import Delta, FinishReason
 
@@ -27,3 +31,25 @@ async def test_an_answer_that_has_ended_stays_whole_when_the_core_dies() -> None
     mailbox.put(Delta(request_id="a", tokens=[1], finish_reason=FinishReason.LENGTH))
     mailbox.put(Delta(request_id="a", finish_reason=FinishReason.ERROR, error="died", error_status=503))
     assert (await mailbox.get()).finish_reason is FinishReason.LENGTH
+
+
+async def test_a_reader_whose_time_is_up_waits_no_more() -> None:
+    mailbox = Mailbox()
+    reading = asyncio.create_task(mailbox.get())
+    await asyncio.sleep(0)
+    mailbox.expire()
+    mailbox.put(Delta(request_id="a", tokens=[1]))
+    with pytest.raises(TimeoutError):
+        await reading
+    with pytest.raises(TimeoutError):
+        await mailbox.get()
+
+
+async def test_a_reader_that_gives_up_leaves_the_next_delta_readable() -> None:
+    mailbox = Mailbox()
+    reading = asyncio.create_task(mailbox.get())
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    mailbox.put(Delta(request_id="a", tokens=[1]))
+    assert (await mailbox.get()).tokens == [1]
