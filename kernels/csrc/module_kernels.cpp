@@ -22,8 +22,7 @@ template <class Function>
 void each_of(int64_t num_pieces, Function function) {
     Threads::shared().run([&](Team& team, int member) {
         kernels().enter();
-        team.meet(num_pieces);
-        for (int64_t piece; (piece = team.take(member)) >= 0;) function(piece, member);
+        team.each(member, num_pieces, [&](int64_t piece) { function(piece, member); });
         kernels().leave();
     });
 }

@@ -39,10 +39,7 @@ void each_row(int64_t num_rows, int64_t num_looks, Function function) {
         for (int64_t row = 0; row < num_rows; row++) function(row);
         return;
     }
-    Threads::shared().run([&](Team& team, int member) {
-        team.meet(num_rows);
-        for (int64_t row; (row = team.take(member)) >= 0;) function(row);
-    });
+    on_all_threads(num_rows, function);
 }
 
 void choose_all(LogitTable logits, Floats temperature, Floats min_p, Indices top_k, Doubles top_p, Doubles uniform,

@@ -38,14 +38,12 @@ void Pass::run() {
 }
 
 void Pass::work(Team& team, int member) {
-    team.meet(num_token_groups());
     each_token(team, member, [this](int64_t token) { start_token(token); });
     for (int64_t layer = 0; layer < model_.num_layers(); layer++) run_layer(team, member, layer);
     if (batch_.num_sampled == 0) return;
     multiply(team, member, head_product(), [this] { normalise_sampled(); });
     if (shape_.logit_soft_cap == 0) return;
-    team.meet(batch_.num_sampled);
-    each_piece(team, member, [this](int64_t row) { cap_logits(row); });
+    team.each(member, batch_.num_sampled, [this](int64_t row) { cap_logits(row); });
 }
 
 void Pass::run_layer(Team& team, int member, int64_t layer) {
@@ -65,23 +63,21 @@ void Pass::multiply(Team& team, int member, const Product& product) {
 
 template <class Alone>
 void Pass::multiply(Team& team, int member, const Product& product, Alone alone) {
-    team.meet(product.num_pieces(), alone, product.ahead(member, team.size()));
+    if (!team.meet(member, product.num_pieces(), alone, product.ahead(member, team.size()))) return;
     const Product prepared = product.prepared();
-    each_piece(team, member, [&](int64_t piece) { prepared.run(piece); });
+    team.each_left(member, [&](int64_t piece) { prepared.run(piece); });
 }
 
 void Pass::run_attention(Team& team, int member, int64_t layer) {
     if (!plan_.each_alone()) prepare_all(team, member, layer);
-    team.meet(static_cast<int64_t>(plan_.pieces().size()));
-    each_piece(team, member, [&](int64_t piece) { attend(layer, plan_.pieces()[piece], member); });
+    team.each(member, static_cast<int64_t>(plan_.pieces().size()),
+              [&](int64_t piece) { attend(layer, plan_.pieces()[piece], member); });
     if (plan_.merges().empty()) return;
-    team.meet(static_cast<int64_t>(plan_.merges().size()));
-    each_piece(team, member,
-               [this](int64_t piece) { plan_.merge(plan_.merges()[piece], attended(), buffers_.parts); });
+    team.each(member, static_cast<int64_t>(plan_.merges().size()),
+              [this](int64_t piece) { plan_.merge(plan_.merges()[piece], attended(), buffers_.parts); });
 }
 
 void Pass::prepare_all(Team& team, int member, int64_t layer) {
-    team.meet(num_token_groups());
     each_token(team, member, [&](int64_t token) {
         for (int64_t head = 0; head < shape_.num_kv_heads; head++) prepare(layer, token, head);
     });
@@ -91,7 +87,7 @@ int64_t Pass::num_token_groups() const { return (batch_.num_tokens + tokens_at_o
 
 template <class Function>
 void Pass::each_token(Team& team, int member, Function function) {
-    each_piece(team, member, [&](int64_t group) {
+    team.each(member, num_token_groups(), [&](int64_t group) {
         const int64_t end = std::min((group + 1) * tokens_at_once, batch_.num_tokens);
         for (int64_t token = group * tokens_at_once; token < end; token++) function(token);
     });
@@ -114,7 +110,6 @@ void Pass::start_token(int64_t token) {
 
 void Pass::normalise_then_multiply(Team& team, int member, const Vector& norm, const Product& product) {
     if (batch_.num_tokens > tokens_alone) {
-        team.meet(num_token_groups());
         each_token(team, member, [&](int64_t token) { normalise(norm, token); });
         return multiply(team, member, product);
     }

@@ -65,10 +65,6 @@ class Pass {
     HeadRows attended() const;
     float* head_of(int64_t token, int64_t head) const;  // query heads, then key heads, then value heads
 
-    template <class Function>
-    void each_piece(Team& team, int member, Function function) {
-        for (int64_t piece; (piece = team.take(member)) >= 0;) function(piece);
-    }
     // Some tokens at a time, where one is too little work to ask for.
     int64_t num_token_groups() const;
     template <class Function>

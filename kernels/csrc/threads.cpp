@@ -46,17 +46,51 @@ void change(std::atomic<uint32_t>& word, std::atomic<int>& sleepers) {
     if (sleepers.load() > 0) wake_all(word);
 }
 
+constexpr uint32_t dealing = UINT32_MAX;
+
+uint64_t gate_of(uint32_t phase, uint32_t members) { return static_cast<uint64_t>(phase) << 32 | members; }
+uint32_t phase_of(uint64_t gate) { return static_cast<uint32_t>(gate >> 32); }
+uint32_t members_of(uint64_t gate) { return static_cast<uint32_t>(gate); }
+
+constexpr uint32_t more_may_come = 1u << 31;
+
 }  // namespace
 
 Team::Team(int size) : size_(size), shares_(new Share[size]) {}
 
-bool Team::is_last() {
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return false;
-    arrived_.store(0, std::memory_order_relaxed);
-    return true;
+void Team::begin() { first_phase_ = phase_of(gate_.load()); }
+
+void Team::join(int member) { shares_[member].phase = first_phase_; }
+
+void Team::leave(int member) {
+    if (!shares_[member].present) return;
+    shares_[member].present = false;
+    gate_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
-void Team::sleep_while(uint32_t round) { sleep_until_changed(round_, round, sleepers_); }
+Team::Arrival Team::arrive(int member, uint32_t phase) {
+    uint64_t gate = gate_.load(std::memory_order_acquire);
+    for (;;) {
+        const bool is_open = phase_of(gate) == phase;
+        if (!is_open && phase_of(gate) != phase - 1) return Arrival::late;
+        if (is_open ? members_of(gate) == dealing : members_of(gate) > 0) return Arrival::early;
+        const uint64_t after = is_open ? gate + 1 : gate_of(phase, dealing);
+        if (!gate_.compare_exchange_weak(gate, after, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        shares_[member].present = true;
+        return is_open ? Arrival::present : Arrival::leading;
+    }
+}
+
+void Team::open(int member, int64_t num_pieces) {
+    for (int i = 0; i < size_; i++) {
+        shares_[i].next.store(num_pieces * i / size_, std::memory_order_relaxed);
+        shares_[i].end = num_pieces * (i + 1) / size_;
+    }
+    gate_.store(gate_of(shares_[member].phase, 1), std::memory_order_release);
+    change(open_, sleepers_);
+}
+
+void Team::sleep_until_open(uint32_t phase) { sleep_until_changed(open_, phase - 1, sleepers_); }
 
 void Team::relax() {
 #if defined(__x86_64__)
@@ -64,15 +98,6 @@ void Team::relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
-}
-
-void Team::let_go() { change(round_, sleepers_); }
-
-void Team::deal(int64_t num_pieces) {
-    for (int i = 0; i < size_; i++) {
-        shares_[i].next.store(num_pieces * i / size_, std::memory_order_relaxed);
-        shares_[i].end = num_pieces * (i + 1) / size_;
-    }
 }
 
 int64_t Team::take(int member) {
@@ -123,21 +148,52 @@ void Threads::stop() {
 
 void Threads::work(int member, int core, uint32_t seen) {
     if (core >= 0) bind_to(core);
-    for (;; seen++) {
+    for (;;) {
         for (int i = 0; i < most_spins && started_.load(std::memory_order_acquire) == seen; i++) Team::relax();
         sleep_until_changed(started_, seen, sleepers_);
+        seen = started_.load();
         if (ending_) return;
+        if (!enter()) continue;
+        team_->join(member);
         (*job_)(*team_, member);
-        team_->meet(0);
+        team_->leave(member);
+        leave();
     }
+}
+
+// False when the job has ended without this thread.
+bool Threads::enter() {
+    uint32_t inside = inside_.load(std::memory_order_acquire);
+    while ((inside & more_may_come) != 0) {
+        if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+}
+
+void Threads::leave() {
+    inside_.fetch_sub(1);  // before the sleepers are counted, as in `change`
+    if (sleepers_.load() > 0) wake_all(inside_);
+}
+
+void Threads::close() {
+    uint32_t inside = inside_.fetch_and(~more_may_come) & ~more_may_come;
+    for (int i = 0; i < most_spins && inside != 0; i++) {
+        Team::relax();
+        inside = inside_.load(std::memory_order_acquire);
+    }
+    for (; inside != 0; inside = inside_.load()) sleep_until_changed(inside_, inside, sleepers_);
 }
 
 void Threads::run(const Job& job) {
     const std::lock_guard<std::mutex> lock(one_job_);
     job_ = &job;
+    team_->begin();
+    inside_.store(more_may_come);
     change(started_, sleepers_);
+    team_->join(0);
     job(*team_, 0);
-    team_->meet(0);
+    team_->leave(0);
+    close();
 }
 
 }  // namespace tandem
