@@ -40,6 +40,7 @@ def attend(
     window: int,
     result: NDArray[np.float32],
 ) -> None: ...
+def likeliest(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> None: ...
 def choose(
     logits: NDArray[np.float32],
     temperature: NDArray[np.float32],

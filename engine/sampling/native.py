@@ -14,8 +14,8 @@ from engine.core import Sequence as Row
 from engine.core import StepOutput, TokenLogprobs
 from engine.sampling.borrowed import adjusted
 from engine.sampling.randomness import uniforms
-from engine.sampling.wishes import GREEDY_BELOW
-from kernels.sampling import Choice, choose, logprobs
+from engine.sampling.wishes import GREEDY_BELOW, wants_likeliest
+from kernels.sampling import Choice, choose, likeliest, logprobs
 
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -24,6 +24,8 @@ Tokens = NDArray[np.int64]
 def sample(logits: Logits, rows: Sequence[Row]) -> StepOutput:
     """`logits` [rows, vocab], one for each sequence that samples, are as they were when this returns; meanwhile they
     may be changed."""
+    if all(map(wants_likeliest, rows)):
+        return StepOutput(likeliest(logits).tolist(), [None] * len(rows))
     with adjusted(logits, rows):
         tokens = choose(logits, _choice(rows))  # [rows]
     return StepOutput(tokens.tolist(), _token_logprobs(logits, tokens, rows))
@@ -31,8 +33,6 @@ def sample(logits: Logits, rows: Sequence[Row]) -> StepOutput:
 
 def _choice(rows: Sequence[Row]) -> Choice:
     wishes = [row.request.sampling for row in rows]
-    if all(wish.temperature < GREEDY_BELOW for wish in wishes):
-        return _greedy(len(rows))
     return Choice(
         temperature=np.array([_or_greedy(wish.temperature) for wish in wishes], np.float32),
         min_p=np.array([wish.min_p for wish in wishes], np.float32),
@@ -40,12 +40,6 @@ def _choice(rows: Sequence[Row]) -> Choice:
         top_p=np.array([wish.top_p for wish in wishes], np.float64),
         uniform=uniforms([wish.seed for wish in wishes], [row.num_output for row in rows]),
     )
-
-
-def _greedy(num_rows: int) -> Choice:
-    """Nothing but the temperature counts."""
-    floats, doubles = np.zeros(num_rows, np.float32), np.zeros(num_rows, np.float64)
-    return Choice(temperature=floats, min_p=floats, top_k=np.zeros(num_rows, np.int64), top_p=doubles, uniform=doubles)
 
 
 def _or_greedy(temperature: float) -> float:

@@ -13,6 +13,12 @@ def changes_logits(row: Row) -> bool:
     return bool(sampling.logit_bias) or forbids_stops(row) or penalizes(sampling)
 
 
+def wants_likeliest(row: Row) -> bool:
+    """And nothing else: no logit is changed, none is told."""
+    sampling = row.request.sampling
+    return sampling.temperature < GREEDY_BELOW and sampling.logprobs is None and not changes_logits(row)
+
+
 def forbids_stops(row: Row) -> bool:
     return row.num_output < row.request.sampling.min_tokens
 

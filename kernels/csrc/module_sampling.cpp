@@ -1,8 +1,7 @@
 #include "module_sampling.h"
 
-#include <algorithm>
-
 #include "arrays.h"
+#include "kernels.h"
 #include "sampling.h"
 #include "sampling_penalties.h"
 #include "threads.h"
@@ -50,11 +49,19 @@ void choose_all(LogitTable logits, Floats temperature, Floats min_p, Indices top
         agree(static_cast<int64_t>(size), num_rows, "the number of rows");
     }
     nb::gil_scoped_release release;
-    const bool greedy = std::all_of(temperature.data(), temperature.data() + num_rows, [](float x) { return x == 0; });
-    const int64_t num_looks = static_cast<int64_t>(logits.size()) * (greedy ? 1 : looks_of_draw);
-    each_row(num_rows, num_looks, [&](int64_t i) {
+    each_row(num_rows, static_cast<int64_t>(logits.size()) * looks_of_draw, [&](int64_t i) {
         const Choice choice = {temperature.data()[i], min_p.data()[i], top_k.data()[i], top_p.data()[i], uniform.data()[i]};
         tokens.data()[i] = choose(row_of(logits, i), choice, SamplingMemory::of_this_thread());
+    });
+}
+
+void find_likeliest(LogitTable logits, WritableIndices tokens) {
+    check(logits);
+    agree(static_cast<int64_t>(tokens.size()), static_cast<int64_t>(logits.shape(0)), "the number of rows");
+    nb::gil_scoped_release release;
+    each_row(static_cast<int64_t>(tokens.size()), static_cast<int64_t>(logits.size()), [&](int64_t i) {
+        const Logits row = row_of(logits, i);
+        tokens.data()[i] = kernels().largest(row.items, row.count);
     });
 }
 
@@ -100,6 +107,7 @@ void bind_sampling(nb::module_& module) {
     using namespace tandem;
     module.def("choose", &choose_all, "logits"_a.noconvert(), "temperature"_a.noconvert(), "min_p"_a.noconvert(),
                "top_k"_a.noconvert(), "top_p"_a.noconvert(), "uniform"_a.noconvert(), "tokens"_a.noconvert());
+    module.def("likeliest", &find_likeliest, "logits"_a.noconvert(), "tokens"_a.noconvert());
     module.def("logprobs", &logprobs_of, "logits"_a.noconvert(), "rows"_a.noconvert(), "tokens"_a.noconvert(),
                "chosen"_a.noconvert(), "ids"_a.noconvert(), "logprobs"_a.noconvert());
     module.def("penalize", &penalize_row, "logits"_a.noconvert(), "tokens"_a.noconvert(), "counts"_a.noconvert(),

@@ -111,6 +111,14 @@ def test_the_token_is_the_references(scene: dict[str, object], way: dict[str, fl
 
 
 @examples
+@given(scenes, st.integers(1, 5))
+def test_the_likeliest_is_what_temperature_zero_chooses(scene: dict[str, object], num_rows: int) -> None:
+    logits = np.stack([np.roll(logits_of(scene), shift) for shift in range(num_rows)])
+    assert sampling.likeliest(logits).tolist() == logits.argmax(-1).tolist()
+    assert sampling.likeliest(logits).tolist() == sampling.choose(logits, choice_of(num_rows, temperature=0.0)).tolist()
+
+
+@examples
 @given(st.lists(ways, min_size=2, max_size=6), st.integers(0, 99))
 def test_a_row_never_depends_on_the_rows_beside_it(rows: list[dict[str, float]], seed: int) -> None:
     random = np.random.default_rng(seed)
