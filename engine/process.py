@@ -8,6 +8,7 @@ transports' events ═══╝                      ╚══ DEALER ══ own
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -278,6 +279,7 @@ def main() -> None:
             sys.exit(1)
         stack.callback(parts.close)
         process = CoreProcess(parts, api, incarnation)
+        gc.freeze()  # as in the API process: no step waits while what is loaded is looked through for garbage
         signal.signal(signal.SIGTERM, lambda *_: process.stop())
         process.run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import ssl
@@ -63,6 +64,7 @@ async def serve(settings: ProxySettings) -> int:
     await runner.setup()
     try:
         await _listen(runner, settings)
+        gc.freeze()  # what is loaded stays: looking through it for garbage would hold every stream up
         if settings.api_key and not settings.cluster_key_text:
             log.warning("without --cluster-key anybody may register an engine and be sent requests with their keys")
         await stopped.wait()

@@ -119,7 +119,7 @@ class Threads {
     std::unique_ptr<Team> team_;
     std::vector<std::thread> workers_;
     const Job* job_ = nullptr;
-    bool ending_ = false;
+    std::atomic<bool> ending_{false};
     std::atomic<uint32_t> started_{0};
     std::atomic<uint32_t> inside_{0};  // workers in the job, and whether more may come
     std::atomic<int> sleepers_{0};
