@@ -116,6 +116,21 @@ class EngineSettings(Settings):
         ge=0,
         unit="tokens",
     )
+    slo_ttft_ms: float | None = setting(
+        None,
+        "until the first token, wanted for requests that do not say it themselves (X-SLO-TTFT-MS)",
+        group="Scheduling",
+        gt=0,
+        unit="milliseconds",
+    )
+    slo_tpot_ms: float | None = setting(
+        None,
+        "between two tokens, wanted for requests that do not say it themselves (X-SLO-TPOT-MS): a hybrid engine cuts "
+        "prompts so that running answers keep it",
+        group="Scheduling",
+        gt=0,
+        unit="milliseconds",
+    )
     max_queue: int = setting(256, "waiting; past this, 429 with Retry-After", group="Scheduling", ge=1, unit="requests")
     request_timeout: float = setting(600.0, "longest life of a request", group="Scheduling", gt=0, unit="seconds")
     startup_timeout: float = setting(600.0, "longest load of the model", group="Scheduling", gt=0, unit="seconds")

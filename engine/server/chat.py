@@ -58,7 +58,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         default_max_tokens=None,
         logprobs=_logprobs(fields),
         handoff=handoff,
-        objectives=objectives_of(request),
+        objectives=objectives_of(request, service.settings),
         ignored_fields=ignored,
     )
     return await answer(request, job, ChatShape(service, fields, job))

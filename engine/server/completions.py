@@ -45,7 +45,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=fields.logprobs,
         handoff=handoff,
-        objectives=objectives_of(request),
+        objectives=objectives_of(request, service.settings),
         ignored_fields=ignored,
     )
     return await answer(request, job, CompletionShape(service, fields, job))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from engine.api.errors import InvalidRequest
+from engine.config import EngineSettings
 
 TTFT_HEADER = "X-SLO-TTFT-MS"
 TPOT_HEADER = "X-SLO-TPOT-MS"
@@ -21,15 +22,18 @@ class Objectives:
     tpot_ms: float | None = None  # between any two
 
 
-def objectives_of(request: web.Request) -> Objectives:
-    """Raises InvalidRequest for a header that is no positive number."""
-    return Objectives(_milliseconds(request, TTFT_HEADER), _milliseconds(request, TPOT_HEADER))
+def objectives_of(request: web.Request, settings: EngineSettings) -> Objectives:
+    """The request's own, else the engine's. Raises InvalidRequest for a header that is no positive number."""
+    return Objectives(
+        _milliseconds(request, TTFT_HEADER, settings.slo_ttft_ms),
+        _milliseconds(request, TPOT_HEADER, settings.slo_tpot_ms),
+    )
 
 
-def _milliseconds(request: web.Request, header: str) -> float | None:
+def _milliseconds(request: web.Request, header: str, default: float | None) -> float | None:
     text = request.headers.get(header)
     if text is None:
-        return None
+        return default
     try:
         value = float(text)
     except ValueError:
