@@ -33,8 +33,8 @@ inline Lanes load_factors(const char* items) {
     return load(reinterpret_cast<const Byte*>(items));
 }
 
-// A code's centre is taken away with the product where no table of numbers does it at no cost. As exact: 23 bits, and
-// where that makes the sum a number of 18 bits, no rounding either.
+// A code's centre is taken away with the product where no table of numbers does it at no cost. That rounds nothing: what
+// is left has 23 bits at most, and so have the products, but for a byte's excess, which fused instructions alone know.
 template <Format format>
 constexpr bool centre_added = coding_of(format).bits == 6 || coding_of(format).bits == 8;
 template <Format format>

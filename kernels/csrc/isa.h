@@ -3,8 +3,8 @@
 
 namespace tandem {
 
-// Each includes those before it. avx512: F, BW, DQ and VL. amx: tiles and their bfloat16
-// products, and VBMI, which every processor with tiles has.
+// Each includes those before it. avx512: F, BW, DQ and VL. amx: tiles and their bfloat16 products, and VBMI, which every
+// processor with tiles has.
 enum class Isa { generic, sse2, avx2, avx512, avx512_bf16, amx };
 
 // The best that this processor and its operating system can run, found once. The environment variable TANDEM_ISA asks
