@@ -90,6 +90,8 @@ class Mailbox:
         self._expired = False
 
     def put(self, delta: Delta) -> None:
+        if self._expired:
+            return
         waiting = self._delta
         if waiting is None:
             self._delta = delta
@@ -101,7 +103,7 @@ class Mailbox:
         self._wake()
 
     def expire(self) -> None:
-        """The reader's time is up: from now on `get` raises TimeoutError."""
+        """The reader's time is up: what came in time it may still read, then `get` raises TimeoutError."""
         self._expired = True
         self._wake()
 
@@ -109,10 +111,10 @@ class Mailbox:
         if self._delta is None and not self._expired:
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
-        if self._expired:
-            raise TimeoutError
         delta, self._delta = self._delta, None
-        assert delta is not None, "one reader a mailbox"
+        if delta is None:
+            assert self._expired, "one reader a mailbox"
+            raise TimeoutError
         return delta
 
     def _wake(self) -> None:

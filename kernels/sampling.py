@@ -25,7 +25,7 @@ class Logprobs:
 
 
 def likeliest(logits: Floats) -> Indices:
-    """What `choose` gives at temperature 0, at a third of what the call costs: the largest logit's place in each row of
+    """What `choose` gives at temperature 0, without a wish for each row: the largest logit's place in each row of
     [rows, vocab], the lowest of equals. Raises ValueError where there are no logits."""
     tokens = np.empty(len(logits), np.int64)
     _native.likeliest(logits, tokens)

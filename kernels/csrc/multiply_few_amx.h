@@ -46,45 +46,35 @@ struct TurnedSums {
     alignas(64) float items[2][2][tile_rows * tile_rows];
 };
 
-template <Format format>
-void sum_16_rows(Lookup<format>& lookup, int64_t steps, const char* pairs, int64_t width, TurnedSums& sums) {
-    const int64_t line_bytes = width * pair_bytes;
+// `both`: more than 16 rows, whose second half has its pairs behind the first's.
+template <bool both, Format format>
+void sum_rows(Lookup<format>& lookup, int64_t steps, const char* pairs, int64_t width, TurnedSums& sums) {
+    const int64_t line_bytes = width * pair_bytes, pair_tile_bytes = step_pairs * line_bytes;
     TANDEM_TILE_ZERO(0);
     TANDEM_TILE_ZERO(1);
-    for (int64_t step = 0; step < steps; step++, pairs += step_pairs * line_bytes) {
+    if constexpr (both) {
+        TANDEM_TILE_ZERO(2);
+        TANDEM_TILE_ZERO(3);
+    }
+    for (int64_t step = 0; step < steps; step++, pairs += pair_tile_bytes) {
         const char* const weights = lookup.next();
         TANDEM_TILE_LOAD(6, pairs, line_bytes);
         TANDEM_TILE_LOAD(4, weights, tile_row_bytes);
         TANDEM_TILE_PRODUCT(0, 4, 6);
         TANDEM_TILE_LOAD(5, weights + tile_bytes, tile_row_bytes);
         TANDEM_TILE_PRODUCT(1, 5, 6);
+        if constexpr (both) {
+            TANDEM_TILE_LOAD(7, pairs + steps * pair_tile_bytes, line_bytes);
+            TANDEM_TILE_PRODUCT(2, 4, 7);
+            TANDEM_TILE_PRODUCT(3, 5, 7);
+        }
     }
     TANDEM_TILE_STORE(0, sums.items[0][0], line_bytes);
     TANDEM_TILE_STORE(1, sums.items[0][1], line_bytes);
-}
-
-template <Format format>
-void sum_32_rows(Lookup<format>& lookup, int64_t steps, const char* pairs, TurnedSums& sums) {
-    const char* lower = pairs + steps * tile_bytes;
-    TANDEM_TILE_ZERO(0);
-    TANDEM_TILE_ZERO(1);
-    TANDEM_TILE_ZERO(2);
-    TANDEM_TILE_ZERO(3);
-    for (int64_t step = 0; step < steps; step++, pairs += tile_bytes, lower += tile_bytes) {
-        const char* const weights = lookup.next();
-        TANDEM_TILE_LOAD(6, pairs, tile_row_bytes);
-        TANDEM_TILE_LOAD(4, weights, tile_row_bytes);
-        TANDEM_TILE_PRODUCT(0, 4, 6);
-        TANDEM_TILE_LOAD(5, weights + tile_bytes, tile_row_bytes);
-        TANDEM_TILE_PRODUCT(1, 5, 6);
-        TANDEM_TILE_LOAD(7, lower, tile_row_bytes);
-        TANDEM_TILE_PRODUCT(2, 4, 7);
-        TANDEM_TILE_PRODUCT(3, 5, 7);
+    if constexpr (both) {
+        TANDEM_TILE_STORE(2, sums.items[1][0], line_bytes);
+        TANDEM_TILE_STORE(3, sums.items[1][1], line_bytes);
     }
-    TANDEM_TILE_STORE(0, sums.items[0][0], tile_row_bytes);
-    TANDEM_TILE_STORE(1, sums.items[0][1], tile_row_bytes);
-    TANDEM_TILE_STORE(2, sums.items[1][0], tile_row_bytes);
-    TANDEM_TILE_STORE(3, sums.items[1][1], tile_row_bytes);
 }
 
 // A block of sums, turned to [rows][32 columns].
@@ -107,8 +97,8 @@ inline void turn_sums(const TurnedSums& sums, int64_t num_rows, float* block) {
 template <Format format>
 void sum_few_of(const Strip* strips, int64_t steps, const Input& input, int64_t num_rows, TurnedSums& sums) {
     Lookup<format> lookup(strips, steps);
-    if (num_rows > tile_rows) return sum_32_rows(lookup, steps, input.pairs, sums);
-    sum_16_rows(lookup, steps, input.pairs, num_rows, sums);
+    if (num_rows > tile_rows) return sum_rows<true>(lookup, steps, input.pairs, tile_rows, sums);
+    sum_rows<false>(lookup, steps, input.pairs, num_rows, sums);
 }
 
 inline void sum_few(const Strip* strips, int64_t steps, const Input& input, int64_t num_rows, TurnedSums& sums) {

@@ -45,6 +45,15 @@ async def test_a_reader_whose_time_is_up_waits_no_more() -> None:
         await mailbox.get()
 
 
+async def test_an_answer_that_ended_in_time_is_read_after_it() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Delta(request_id="a", tokens=[1], finish_reason=FinishReason.LENGTH))
+    mailbox.expire()
+    assert (await mailbox.get()).finish_reason is FinishReason.LENGTH
+    with pytest.raises(TimeoutError):
+        await mailbox.get()
+
+
 async def test_a_reader_that_gives_up_leaves_the_next_delta_readable() -> None:
     mailbox = Mailbox()
     reading = asyncio.create_task(mailbox.get())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 from proxy_process import ProxyProcess, running_proxy
-from scripted_engine import Asked, ScriptedEngine
+from scripted_engine import Asked, Script, ScriptedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +42,7 @@ async def waiting(asked: Asked) -> None:
     await asked.gone.wait()
 
 
-def answering(status: int, value: object, *headers: str) -> object:
+def answering(status: int, value: object, *headers: str) -> Script:
     async def script(asked: Asked) -> None:
         asked.reply(status, value, *headers)
 
@@ -53,6 +53,16 @@ async def dying(asked: Asked) -> None:
     asked.cut()
 
 
+def once_asked(other: ScriptedEngine, script: Script) -> Script:
+    """`script` when `other` has the request too: an answer given before ends what the other has not read yet."""
+
+    async def waiting_for_the_other(asked: Asked) -> None:
+        await other.when_asked(asked.path)
+        await script(asked)
+
+    return waiting_for_the_other
+
+
 # concurrently
 
 
@@ -61,6 +71,7 @@ async def test_both_get_the_same_bytes_and_a_header_that_names_the_other(
     proxy: ProxyProcess, ours: Two, path: str
 ) -> None:
     body = b'{"model":"m", "prompt":"Hi","messages":[], "seed":1.50}'
+    ours.decode.scripts[path] = once_asked(ours.prefill, answering(200, {"by": "d"}))
     assert (await proxy.post(path, body))[1]["by"] == "d"
     give, take = ours.prefill.requests(path)[0], ours.decode.requests(path)[0]
     assert give.body == take.body == body
@@ -80,6 +91,7 @@ async def test_sessions_differ(proxy: ProxyProcess, ours: Two) -> None:
 
 async def test_both_are_asked_at_once(proxy: ProxyProcess, ours: Two) -> None:
     ours.prefill.scripts[COMPLETIONS] = waiting
+    ours.decode.scripts[COMPLETIONS] = once_asked(ours.prefill, answering(200, {"by": "d"}))
     assert (await proxy.post(COMPLETIONS, BODY))[1]["by"] == "d"  # decode's answer does not wait for prefill's
     await asyncio.wait_for(ours.prefill.requests(COMPLETIONS)[0].gone.wait(), 2)  # and ends it
 
@@ -110,7 +122,7 @@ async def test_what_prefill_holds_for_a_client_that_left_is_freed(proxy: ProxyPr
 
 
 @pytest.mark.parametrize("failure", [dying, answering(500, {}), answering(503, {}), answering(409, {})])
-async def test_when_prefill_fails_decode_is_told_to_do_without(proxy: ProxyProcess, ours: Two, failure: object) -> None:
+async def test_when_prefill_fails_decode_is_told_to_do_without(proxy: ProxyProcess, ours: Two, failure: Script) -> None:
     told = asyncio.Event()
 
     async def free_cache(asked: Asked) -> None:
@@ -121,7 +133,7 @@ async def test_when_prefill_fails_decode_is_told_to_do_without(proxy: ProxyProce
         await told.wait()
         asked.reply(200, {"by": "d"})
 
-    ours.prefill.scripts[COMPLETIONS] = failure  # type: ignore[assignment]
+    ours.prefill.scripts[COMPLETIONS] = failure
     ours.decode.scripts |= {FREE: free_cache, COMPLETIONS: recomputing}
     assert await asyncio.wait_for(proxy.post(COMPLETIONS, BODY), 5) == (200, {"by": "d"})
     session = json.loads(ours.decode.requests(COMPLETIONS)[0].headers[HANDOFF])["session"]
@@ -183,14 +195,15 @@ async def test_decode_hears_it_again_when_it_was_told_too_early(proxy: ProxyProc
 @pytest.mark.parametrize("status", [400, 404, 429])
 async def test_decodes_refusal_is_the_answer_and_stops_prefill(proxy: ProxyProcess, ours: Two, status: int) -> None:
     ours.prefill.scripts[COMPLETIONS] = waiting
-    ours.decode.scripts[COMPLETIONS] = answering(status, {"error": 1}, "Retry-After: 3")  # type: ignore[assignment]
+    refusing = answering(status, {"error": 1}, "Retry-After: 3")
+    ours.decode.scripts[COMPLETIONS] = once_asked(ours.prefill, refusing)
     async with proxy.session.post(proxy.url + COMPLETIONS, json=BODY) as reply:
         assert (reply.status, reply.headers["Retry-After"]) == (status, "3")
     await asyncio.wait_for(ours.prefill.requests(COMPLETIONS)[0].gone.wait(), 2)
 
 
 async def test_a_full_prefill_is_passed_on_with_its_retry_after(proxy: ProxyProcess, ours: Two) -> None:
-    ours.prefill.scripts[COMPLETIONS] = answering(429, {"error": 1}, "Retry-After: 3")  # type: ignore[assignment]
+    ours.prefill.scripts[COMPLETIONS] = once_asked(ours.decode, answering(429, {"error": 1}, "Retry-After: 3"))
     ours.decode.scripts[COMPLETIONS] = waiting
     async with proxy.session.post(proxy.url + COMPLETIONS, json=BODY) as reply:
         assert (reply.status, reply.headers["Retry-After"]) == (429, "3")
@@ -222,11 +235,11 @@ async def test_a_full_prefill_does_not_end_what_decode_has_begun_to_say(proxy: P
 
 
 @pytest.mark.parametrize("failure", [dying, answering(500, {})])
-async def test_another_decode_takes_over_under_a_new_session(proxy: ProxyProcess, ours: Two, failure: object) -> None:
+async def test_another_decode_takes_over_under_a_new_session(proxy: ProxyProcess, ours: Two, failure: Script) -> None:
     async with ScriptedEngine("d2") as other:
         await proxy.add(other, "decode", "d-2")
         await proxy.post("/distserve/connection_warmup", {})
-        ours.decode.scripts[COMPLETIONS] = failure  # type: ignore[assignment]
+        ours.decode.scripts[COMPLETIONS] = failure
         while not ours.decode.requests(COMPLETIONS):
             assert (await proxy.post(COMPLETIONS, BODY))[1]["by"] == "d2"
         first = json.loads(ours.decode.requests(COMPLETIONS)[-1].headers[HANDOFF])
@@ -241,7 +254,7 @@ async def test_without_another_decode_prefill_answers_whole(proxy: ProxyProcess,
 
 
 async def test_other_routes_are_not_shared(proxy: ProxyProcess, ours: Two) -> None:
-    ours.decode.scripts["/generate"] = answering(200, {"by": "d"})  # type: ignore[assignment]
+    ours.decode.scripts["/generate"] = answering(200, {"by": "d"})
     assert await proxy.post("/generate", BODY) == (200, {"by": "d"})
     assert HANDOFF not in ours.decode.requests("/generate")[0].headers
     assert ours.prefill.requests("/generate") == []
@@ -257,7 +270,7 @@ async def test_one_pool_alone_answers_whole_requests(proxy: ProxyProcess, role: 
 
 async def test_an_unlinkable_pair_answers_all_the_same(proxy: ProxyProcess) -> None:
     async with ScriptedEngine("p") as prefill, ScriptedEngine("d") as decode:
-        prefill.scripts["/distserve/p2p_connect"] = answering(200, {"status": 2})  # type: ignore[assignment]
+        prefill.scripts["/distserve/p2p_connect"] = answering(200, {"status": 2})
         await proxy.add(prefill, "prefill", "p-1")
         await proxy.add(decode, "decode", "d-1")
         status, reply = await proxy.post("/distserve/connection_warmup", {})
@@ -298,7 +311,7 @@ async def test_prefill_first_then_decode_with_where_the_cache_is(proxy: ProxyPro
 
 @pytest.mark.parametrize("reply", [{"id": "chatcmpl-x", "remote_token_ids": [1]}, {"id": "-1"}, [], {"id": {}}])
 async def test_an_answer_without_a_lease_makes_decode_compute(proxy: ProxyProcess, foreign: Two, reply: object) -> None:
-    foreign.prefill.scripts[CHAT] = answering(200, reply)  # type: ignore[assignment]
+    foreign.prefill.scripts[CHAT] = answering(200, reply)
     assert (await proxy.post(CHAT, BODY))[1]["by"] == "d"
     assert foreign.decode.requests(CHAT)[0].json == BODY
 
@@ -310,7 +323,7 @@ async def test_several_answers_go_to_decode_whole(proxy: ProxyProcess, foreign: 
 
 
 async def test_prefills_refusal_is_the_answer(proxy: ProxyProcess, foreign: Two) -> None:
-    foreign.prefill.scripts[COMPLETIONS] = answering(400, {"error": "too long"})  # type: ignore[assignment]
+    foreign.prefill.scripts[COMPLETIONS] = answering(400, {"error": "too long"})
     assert await proxy.post(COMPLETIONS, BODY | {"stream": True}) == (400, {"error": "too long"})
     assert foreign.decode.requests(COMPLETIONS) == []
 
@@ -322,8 +335,8 @@ async def test_a_dead_prefill_is_done_without(proxy: ProxyProcess, foreign: Two)
 
 
 @pytest.mark.parametrize("failure", [dying, answering(500, {}), answering(400, {})])
-async def test_when_decode_fails_the_cache_is_freed(proxy: ProxyProcess, foreign: Two, failure: object) -> None:
-    foreign.decode.scripts[COMPLETIONS] = failure  # type: ignore[assignment]
+async def test_when_decode_fails_the_cache_is_freed(proxy: ProxyProcess, foreign: Two, failure: Script) -> None:
+    foreign.decode.scripts[COMPLETIONS] = failure
     await proxy.post(COMPLETIONS, BODY)
     freed = (await foreign.prefill.when_asked(FREE)).json
     assert freed == {"remote_engine_id": foreign.decode.url, "remote_session_id": 77}
@@ -331,7 +344,7 @@ async def test_when_decode_fails_the_cache_is_freed(proxy: ProxyProcess, foreign
 
 async def test_gc_frees_what_could_not_be_freed(proxy: ProxyProcess, foreign: Two) -> None:
     foreign.decode.scripts[COMPLETIONS] = dying
-    foreign.prefill.scripts[FREE] = answering(500, {})  # type: ignore[assignment]
+    foreign.prefill.scripts[FREE] = answering(500, {})
     await proxy.post(COMPLETIONS, BODY)
     await foreign.prefill.when_asked(FREE)
     status, reply = await proxy.post("/distserve/gc", {})
