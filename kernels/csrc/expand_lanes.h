@@ -185,26 +185,35 @@ inline void expand_tiles(const Strip* strips, int64_t step, BFloat16* tiles) {
     expand_tile(strips[0], step, tiles);
     expand_tile(strips[1], step, tiles + strip_columns * step_weights);
 }
+inline void expand_tiles(const Strip* strips, int64_t step, float* rows) {
+    expand_tile(strips[0], step, rows);
+    expand_tile(strips[1], step, rows + strip_columns);
+}
 
-inline void expand_bfloat16(const Strip* strips, int64_t steps, BFloat16* panel) {
+template <class Item>
+void expand_panel(const Strip* strips, int64_t steps, Item* panel) {
     for (int64_t step = 0; step < steps; step++) {
         expand_tiles(strips, step, panel + step * step_weights * panel_columns);
     }
 }
 
-inline void expand_float32(const Strip* strips, int64_t steps, float* panel) {
-    for (int64_t step = 0; step < steps; step++) {
-        float* const rows = panel + step * step_weights * panel_columns;
-        expand_tile(strips[0], step, rows);
-        expand_tile(strips[1], step, rows + strip_columns);
+// Few rows are multiplied with the weights of each step as soon as they are made; for more a panel, `scratch`, is made
+// once.
+template <class Step>
+void multiply_strips(const Strip* strips, int64_t steps, typename Step::Weight* scratch, const Input& input,
+                     int64_t first_row, int64_t num_rows, int64_t panel_index, const Output& output) {
+    if (num_rows > rows_at_once) {
+        expand_panel(strips, steps, scratch);
+        return multiply_panel<Step>(scratch, steps * step_weights, input, first_row, num_rows, panel_index, output);
     }
-}
-
-// `scratch`: a panel.
-inline void multiply_strips(const Strip* strips, int64_t steps, BFloat16* scratch, const Input& input,
-                            int64_t first_row, int64_t num_rows, int64_t panel_index, const Output& output) {
-    expand_bfloat16(strips, steps, scratch);
-    multiply_bfloat16(scratch, steps, input, first_row, num_rows, panel_index, output);
+    with_rows<rows_at_once>(num_rows, [&](auto rows) {
+        RowSums<Step, rows> sums(input, first_row);
+        for (int64_t step = 0; step < steps; step++) {
+            expand_tiles(strips, step, scratch);
+            sums.template add<From::cache>(scratch, step * step_weights, (step + 1) * step_weights);
+        }
+        sums.finish_all(output, first_row, panel_index);
+    });
 }
 
 }  // namespace tandem::TANDEM_ISA_NAMESPACE

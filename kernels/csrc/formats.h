@@ -19,6 +19,10 @@ namespace tandem {
 
 enum class Format { float32, bfloat16, float16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
 
+// What the files of one instruction set use of this is static: the linker must not take one's copy for another's. And it
+// is always put in its callers, which know the format, so that nothing of it is left to compute.
+#define TANDEM_FOLDED [[gnu::always_inline]] static inline
+
 constexpr int64_t step_weights = 32;  // of one row, read at once
 constexpr int64_t most_group_steps = 8;
 
@@ -32,7 +36,7 @@ struct Coding {
     int64_t file_bytes;   // of a group in a file
 };
 
-static constexpr Coding coding_of(Format format) {
+TANDEM_FOLDED constexpr Coding coding_of(Format format) {
     switch (format) {
         case Format::q8_0: return {8, 128, false, 0, 1, 34};
         case Format::q4_0: return {4, 8, false, 0, 1, 18};
@@ -47,11 +51,11 @@ static constexpr Coding coding_of(Format format) {
     }
 }
 
-static constexpr bool is_quantized(Format format) { return coding_of(format).bits > 0; }
-static constexpr Format format_of(Kind kind) {
+TANDEM_FOLDED constexpr bool is_quantized(Format format) { return coding_of(format).bits > 0; }
+TANDEM_FOLDED constexpr Format format_of(Kind kind) {
     return kind == Kind::float32 ? Format::float32 : kind == Kind::bfloat16 ? Format::bfloat16 : Format::float16;
 }
-static constexpr Kind kind_of(Format dense) {
+TANDEM_FOLDED constexpr Kind kind_of(Format dense) {
     return dense == Format::float32 ? Kind::float32 : dense == Format::bfloat16 ? Kind::bfloat16 : Kind::float16;
 }
 

@@ -2,6 +2,8 @@
 // does not depend on how many rows were multiplied together.
 #pragma once
 
+#include <type_traits>
+
 #include "finish_lanes.h"
 
 namespace tandem::TANDEM_ISA_NAMESPACE {
@@ -24,6 +26,14 @@ inline const Item* input_row(const Input& input, int64_t row) {
     return reinterpret_cast<const Item*>(static_cast<const char*>(input.items) + row * input.row_bytes);
 }
 
+// Whether weights come from memory, or were made just now.
+enum class From { memory, cache };
+
+template <From from>
+inline void prefetch_from(const void* weights) {
+    if constexpr (from == From::memory) prefetch(weights);
+}
+
 // Weights of float32, or what widens to it, times float32.
 template <class Wide>
 struct Float32Step {
@@ -31,11 +41,11 @@ struct Float32Step {
     using Item = float;
     static constexpr int64_t length = 1;  // k
 
-    template <int rows>
+    template <From from, int rows>
     static void accumulate(const Wide* weights, const float* const* inputs, int64_t k, PanelRow* sums) {
         const Lanes first = load(weights), second = load(weights + num_lanes);
-        prefetch(weights);
-        prefetch(weights + num_lanes);
+        prefetch_from<from>(weights);
+        prefetch_from<from>(weights + num_lanes);
         for (int i = 0; i < rows; i++) {
             const Lanes item = all(inputs[i][k]);
             sums[i] = {fma(first, item, sums[i].first), fma(second, item, sums[i].second)};
@@ -62,12 +72,12 @@ struct BFloat16Step {
     using Item = BFloat16;
     static constexpr int64_t length = input_step;
 
-    template <int rows>
+    template <From from, int rows>
     static void accumulate(const BFloat16* weights, const BFloat16* const* inputs, int64_t k, PanelRow* sums) {
         constexpr int64_t line = 2 * num_lanes, tile = input_step * num_lanes;
         for (int64_t pair = 0; pair < input_step / 2; pair++, weights += line) {
-            prefetch(weights);
-            prefetch(weights + tile);
+            prefetch_from<from>(weights);
+            prefetch_from<from>(weights + tile);
             for (int i = 0; i < rows; i++) {
                 const BFloat16* const items = inputs[i] + k + 2 * pair;
                 sums[i] = {add_products_of_pairs(sums[i].first, weights, items),
@@ -77,38 +87,54 @@ struct BFloat16Step {
     }
 };
 
+// Some rows' products with one panel, as far as its weights were given.
 template <class Step, int rows>
-void multiply_rows(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t row,
-                   int64_t panel_index, const Output& output) {
-    const typename Step::Item* inputs[rows];
-    PanelRow sums[rows];
-    for (int i = 0; i < rows; i++) {
-        inputs[i] = input_row<typename Step::Item>(input, row + i);
-        sums[i] = {all(0), all(0)};
+class RowSums {
+   public:
+    RowSums(const Input& input, int64_t first_row) {
+        for (int i = 0; i < rows; i++) {
+            inputs_[i] = input_row<typename Step::Item>(input, first_row + i);
+            sums_[i] = {all(0), all(0)};
+        }
     }
-    for (int64_t k = 0; k < columns; k += Step::length) {
-        Step::template accumulate<rows>(panel + k * panel_columns, inputs, k, sums);
-    }
-    for (int i = 0; i < rows; i++) finish(output, row + i, panel_index, sums[i]);
-}
 
-template <class Step, int rows>
-void multiply_rest(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t row,
-                   int64_t num_rows, int64_t panel_index, const Output& output) {
+    // `weights`: of k in [first, end).
+    template <From from>
+    void add(const typename Step::Weight* weights, int64_t first, int64_t end) {
+        for (int64_t k = first; k < end; k += Step::length, weights += Step::length * panel_columns) {
+            Step::template accumulate<from, rows>(weights, inputs_, k, sums_);
+        }
+    }
+
+    void finish_all(const Output& output, int64_t first_row, int64_t panel_index) const {
+        for (int i = 0; i < rows; i++) finish(output, first_row + i, panel_index, sums_[i]);
+    }
+
+   private:
+    const typename Step::Item* inputs_[rows];
+    PanelRow sums_[rows];
+};
+
+// Calls multiply(number of rows, known to the compiler) where there are `num_rows`, at most `rows`.
+template <int rows, class Multiply>
+void with_rows(int64_t num_rows, Multiply multiply) {
     if constexpr (rows > 0) {
-        if (num_rows == rows) return multiply_rows<Step, rows>(panel, columns, input, row, panel_index, output);
-        multiply_rest<Step, rows - 1>(panel, columns, input, row, num_rows, panel_index, output);
+        if (num_rows == rows) return multiply(std::integral_constant<int, rows>());
+        with_rows<rows - 1>(num_rows, multiply);
     }
 }
 
 template <class Step>
 void multiply_panel(const typename Step::Weight* panel, int64_t columns, const Input& input, int64_t first_row,
                     int64_t num_rows, int64_t panel_index, const Output& output) {
-    int64_t row = first_row;
-    for (; row + rows_at_once <= first_row + num_rows; row += rows_at_once) {
-        multiply_rows<Step, rows_at_once>(panel, columns, input, row, panel_index, output);
+    const int64_t end = first_row + num_rows;
+    for (int64_t row = first_row; row < end; row += rows_at_once) {
+        with_rows<rows_at_once>(end - row < rows_at_once ? end - row : rows_at_once, [&](auto rows) {
+            RowSums<Step, rows> sums(input, row);
+            sums.template add<From::memory>(panel, 0, columns);
+            sums.finish_all(output, row, panel_index);
+        });
     }
-    multiply_rest<Step, rows_at_once - 1>(panel, columns, input, row, first_row + num_rows - row, panel_index, output);
 }
 
 inline void multiply_float32(const float* panel, int64_t columns, const Input& input, int64_t first_row,

@@ -23,9 +23,10 @@ constexpr Kernels table() {
     kernels.multiply_bfloat16 = multiply_bfloat16;
     kernels.multiply_float32 = multiply_float32;
     kernels.multiply_float16 = multiply_float16;
-    kernels.expand_bfloat16 = expand_bfloat16;
-    kernels.expand_float32 = expand_float32;
-    kernels.multiply_strips = multiply_strips;
+    kernels.expand_bfloat16 = expand_panel<BFloat16>;
+    kernels.expand_float32 = expand_panel<float>;
+    kernels.multiply_strips_bfloat16 = multiply_strips<BFloat16Step>;
+    kernels.multiply_strips_float32 = multiply_strips<Float32Step<float>>;
     kernels.looked_up = [](const Strip*) { return false; };
     kernels.quantize = quantize;
     kernels.normalise = normalise;
@@ -41,7 +42,7 @@ constexpr Kernels table() {
     kernels.enter = set_whole_tiles;
     kernels.leave = leave_tiles;
     kernels.multiply_bfloat16 = multiply_bfloat16_amx;
-    kernels.multiply_strips = multiply_strips_amx;
+    kernels.multiply_strips_bfloat16 = multiply_strips_amx;
     kernels.looked_up = looked_up;
     kernels.multiply_few = multiply_few;
     kernels.pair_up = pair_up;

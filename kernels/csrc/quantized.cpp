@@ -156,11 +156,10 @@ void QuantizedWeight::multiply(const Input& input, int64_t first_row, int64_t nu
     }
     if (input_kind_ == Kind::bfloat16) {
         BFloat16* const panel = panel_scratch<BFloat16>(num_steps());
-        return kernels().multiply_strips(strips, num_steps(), panel, input, first_row, num_rows, index, output);
+        return kernels().multiply_strips_bfloat16(strips, num_steps(), panel, input, first_row, num_rows, index, output);
     }
     float* const panel = panel_scratch<float>(num_steps());
-    kernels().expand_float32(strips, num_steps(), panel);
-    kernels().multiply_float32(panel, columns(), input, first_row, num_rows, index, output);
+    kernels().multiply_strips_float32(strips, num_steps(), panel, input, first_row, num_rows, index, output);
 }
 
 void QuantizedWeight::row(int64_t index, float* items) const {

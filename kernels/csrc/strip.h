@@ -14,7 +14,6 @@
 // Before the codes of a step, [16 columns] bytes of each factor; before the steps of a group, [16 columns] float16 of
 // the scales and of the leasts.
 //
-// What the files of one instruction set use of this is static: the linker must not take one's copy for another's.
 #pragma once
 
 #include "formats.h"
@@ -27,18 +26,18 @@ constexpr int64_t step_pairs = step_weights / 2;
 constexpr int64_t word_columns = 4;
 constexpr int64_t word_line_bytes = step_weights * sizeof(uint16_t);  // of the lowest four bits of so many columns
 
-static constexpr int64_t code_bytes(Format format) {
+TANDEM_FOLDED constexpr int64_t code_bytes(Format format) {
     const int bits = coding_of(format).bits;
     return strip_columns * step_weights / 8 * (bits > 0 ? bits : format == Format::float32 ? 32 : 16);
 }
-static constexpr int64_t header_bytes(Format format) {
+TANDEM_FOLDED constexpr int64_t header_bytes(Format format) {
     if (!is_quantized(format)) return 0;
     return strip_columns * static_cast<int64_t>(sizeof(uint16_t)) * (coding_of(format).has_least ? 2 : 1);
 }
-static constexpr int64_t step_bytes(Format format) {
+TANDEM_FOLDED constexpr int64_t step_bytes(Format format) {
     return coding_of(format).num_factors * strip_columns + code_bytes(format);
 }
-static constexpr int64_t group_bytes(Format format) {
+TANDEM_FOLDED constexpr int64_t group_bytes(Format format) {
     return header_bytes(format) + coding_of(format).group_steps * step_bytes(format);
 }
 
@@ -51,17 +50,17 @@ struct Strip {
     int64_t turn_bytes;  // from turn to turn
 };
 
-static constexpr int64_t turn_of(const Strip& strip, int64_t step) {
+TANDEM_FOLDED constexpr int64_t turn_of(const Strip& strip, int64_t step) {
     return strip.turn_steps == 1 ? step : step / most_group_steps;
 }
 
 // The group of a step, and the step in it. `format` is the strip's, given apart for compilers to know it.
-static inline char* group_at(const Strip& strip, Format format, int64_t step) {
+TANDEM_FOLDED char* group_at(const Strip& strip, Format format, int64_t step) {
     const int64_t turn = turn_of(strip, step);
     const int64_t group = coding_of(format).group_steps == 1 ? step - turn * strip.turn_steps : 0;
     return strip.items + turn * strip.turn_bytes + group * group_bytes(format);
 }
-static inline char* step_at(const Strip& strip, Format format, int64_t step) {
+TANDEM_FOLDED char* step_at(const Strip& strip, Format format, int64_t step) {
     const int64_t place = coding_of(format).group_steps == 1 ? 0 : step % most_group_steps;
     return group_at(strip, format, step) + header_bytes(format) + place * step_bytes(format);
 }
