@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.cluster.local_cluster import LocalCluster
 
 StartCluster = Callable[..., LocalCluster]
 LOG_CHARACTERS = 6000
+CONNECT_S = 20.0
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,19 @@ def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartClu
             return stack.enter_context(LocalCluster(tmp_path_factory.mktemp("cluster"), **arguments))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def slow_clients(shared_cluster: LocalCluster) -> Iterator[list[socket.socket]]:
+    """A connection to each process whose request head never ends."""
+    with ExitStack() as stack:
+        clients = []
+        for name in ("proxy", *shared_cluster.engines):
+            parts = urlsplit(shared_cluster.url(name))
+            address = (parts.hostname or "", parts.port or 0)
+            clients.append(stack.enter_context(socket.create_connection(address, CONNECT_S)))
+            clients[-1].sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        yield clients
 
 
 @pytest.hookimpl(wrapper=True)

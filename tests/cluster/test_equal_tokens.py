@@ -98,6 +98,11 @@ def hybrid(ways: dict[str, Way]) -> Way:
 
 
 @pytest.fixture(scope="module")
+def chat_of_one_engine(ways: dict[str, Way]) -> tuple[str, openai.types.CompletionUsage]:
+    return _chat(ways["hybrid"])
+
+
+@pytest.fixture(scope="module")
 def expected() -> Callable[[list[int]], list[int]]:
     """What transformers says; asked once for each prompt."""
     reference, known = Reference(), dict[tuple[int, ...], list[int]]()
@@ -171,8 +176,10 @@ def test_a_stream_says_what_the_whole_answer_says(n: int, way: Way) -> None:
     _assert_equal(streamed, whole)
 
 
-def test_chat_is_the_same_streamed_whole_and_on_one_engine(way: Way, hybrid: Way) -> None:
-    expected, usage = _chat(hybrid)
+def test_chat_is_the_same_streamed_whole_and_on_one_engine(
+    way: Way, chat_of_one_engine: tuple[str, openai.types.CompletionUsage]
+) -> None:
+    expected, usage = chat_of_one_engine
     assert usage.completion_tokens == 24
     found, found_usage = _chat(way)
     assert (found, found_usage.prompt_tokens) == (expected, usage.prompt_tokens)

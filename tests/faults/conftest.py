@@ -35,8 +35,9 @@ def cluster(faulty_cluster: LocalCluster, expectations: Expectations) -> Iterato
     if faulty_cluster.has_losses():
         faulty_cluster.revive()
     yield faulty_cluster
-    faulty_cluster.assert_whole()
-    if not faulty_cluster.has_losses():
+    if faulty_cluster.has_losses():
+        faulty_cluster.assert_whole()
+    else:
         expectations.assert_shared(faulty_cluster)
 
 

@@ -19,7 +19,7 @@ BLOCK_BYTES = 30 * 2 * 3 * 16 * 64 * 4
 def test_a_connection_cut_in_a_pull_costs_a_recomputation_and_no_token(
     cut_after_bytes: int, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("cut", 200)
+    expected = expectations.of(200)
     with relayed(cluster) as relay:
         recomputed = cluster.engine_metric("decode-1", "recomputed_tokens_total")
         relay.cut_after(cut_after_bytes)
@@ -39,7 +39,7 @@ def test_a_connection_cut_while_it_is_idle_is_made_again(cluster: LocalCluster, 
 def test_a_connection_dropped_by_the_wire_in_a_pull_costs_no_token(
     cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("cut", LONG)
+    expected = expectations.of(LONG)
     with relayed(cluster) as relay, phases.transferring(cluster, expected, False) as asked:
         relay.cut()
         assert_answered(asked.outcome(), expected)

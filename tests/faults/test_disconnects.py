@@ -25,7 +25,7 @@ PHASES = [
 def test_a_client_that_leaves_frees_everything(
     reach: Reach, stream: bool, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of(reach.__name__, phases.LENGTHS[reach])
+    expected = expectations.of(phases.LENGTHS[reach])
     before = _output_tokens(cluster)
     with thawed(cluster, "prefill-1", "decode-1"):
         reach(cluster, expected, stream).hang_up()

@@ -21,7 +21,7 @@ BACK_S = 12.0
 
 
 def test_a_prompt_whose_prefill_stops_is_read_by_decode(cluster: LocalCluster, expectations: Expectations) -> None:
-    expected = expectations.of("frozen", LONG)
+    expected = expectations.of(LONG)
     with thawed(cluster, "prefill-1"), phases.transferring(cluster, expected, True) as asked:
         cluster.freeze("prefill-1")
         assert_answered(asked.outcome(), expected)
@@ -30,7 +30,7 @@ def test_a_prompt_whose_prefill_stops_is_read_by_decode(cluster: LocalCluster, e
 
 
 def test_a_stream_whose_decode_stops_ends_with_an_error(cluster: LocalCluster, expectations: Expectations) -> None:
-    expected, other = expectations.of("decoding"), expectations.of("another")
+    expected, other = expectations.of(), expectations.of(name="another")
     with thawed(cluster, "decode-1"), phases.decoding(cluster, expected, True) as asked:
         cluster.freeze("decode-1")
         assert_failed_truly(asked.outcome(), expected)
@@ -44,7 +44,7 @@ def test_a_stream_whose_decode_stops_ends_with_an_error(cluster: LocalCluster, e
 def test_a_request_that_a_stopped_decode_never_saw_is_answered_by_another(
     cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("unseen")
+    expected = expectations.of()
     with thawed(cluster, "decode-1"), phases.waiting_for_decode(cluster, expected, True) as asked:
         assert_answered(asked.outcome(), expected)
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 def test_decode_reads_the_prompt_itself_when_prefill_dies(
     reach: Reach, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of(reach.__name__, phases.LENGTHS[reach])
+    expected = expectations.of(phases.LENGTHS[reach])
     recomputed = cluster.engine_metric("decode-1", "recomputed_tokens_total")
     with reach(cluster, expected, True) as asked:
         cluster.kill("prefill-1")
@@ -29,12 +29,12 @@ def test_decode_reads_the_prompt_itself_when_prefill_dies(
 def test_a_stream_that_has_begun_does_not_notice_that_prefill_dies(
     cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("decoding")
+    expected = expectations.of()
     with phases.decoding(cluster, expected, True) as asked:
         cluster.kill("prefill-1")
         assert_answered(asked.outcome(), expected)
     # Nobody is left to read prompts but decode itself.
-    alone = expectations.of("alone")
+    alone = expectations.of(name="another")
     assert_answered(Asked(cluster.url(), alone.prompt, max_tokens=COUNT).outcome(), alone)
     _assert_recovers(cluster, expectations)
 
@@ -44,7 +44,7 @@ def test_a_stream_that_has_begun_does_not_notice_that_prefill_dies(
 def test_another_engine_answers_when_decode_dies_before_its_first_word(
     reach: Reach, stream: bool, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of(reach.__name__, phases.LENGTHS[reach])
+    expected = expectations.of(phases.LENGTHS[reach])
     with reach(cluster, expected, stream) as asked:
         cluster.kill("decode-1")
         assert_answered(asked.outcome(), expected)
@@ -52,7 +52,7 @@ def test_another_engine_answers_when_decode_dies_before_its_first_word(
 
 
 def test_a_whole_answer_is_made_elsewhere_when_decode_dies(cluster: LocalCluster, expectations: Expectations) -> None:
-    expected = expectations.of("decoding")
+    expected = expectations.of()
     with phases.decoding(cluster, expected, False) as asked:
         cluster.kill("decode-1")
         assert_answered(asked.outcome(), expected)
@@ -60,7 +60,7 @@ def test_a_whole_answer_is_made_elsewhere_when_decode_dies(cluster: LocalCluster
 
 
 def test_a_stream_that_is_cut_says_so(cluster: LocalCluster, expectations: Expectations) -> None:
-    expected = expectations.of("decoding")
+    expected = expectations.of()
     with phases.decoding(cluster, expected, True) as asked:
         cluster.kill("decode-1")
         assert_failed_truly(asked.outcome(), expected)

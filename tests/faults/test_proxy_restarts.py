@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 def test_engines_outlive_their_proxy_and_register_with_the_next(
     cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("decoding")
+    expected = expectations.of()
     with phases.decoding(cluster, expected, True) as stream, phases.decoding(cluster, expected, False) as whole:
         cluster.kill("proxy")
         for cut in outcomes([stream, whole]):

@@ -26,7 +26,7 @@ def proxy(cluster: LocalCluster) -> Iterator[SecondProxy]:
 def test_a_prefill_that_dies_while_it_computes_costs_no_token(
     proxy: SecondProxy, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("sequential", LONG)
+    expected = expectations.of(LONG)
     with Asked(proxy.url, expected.prompt, max_tokens=COUNT) as asked:
         cluster.eventually(lambda: cluster.engine_metric("prefill-1", "requests_running") > 0, "prefill computes")
         cluster.kill("prefill-1")
@@ -36,7 +36,7 @@ def test_a_prefill_that_dies_while_it_computes_costs_no_token(
 def test_a_prefill_that_dies_with_the_kv_in_its_hands_costs_no_token(
     proxy: SecondProxy, cluster: LocalCluster, expectations: Expectations
 ) -> None:
-    expected = expectations.of("sequential held")
+    expected = expectations.of()
     with thawed(cluster, "decode-1"):
         cluster.freeze("decode-1")
         with Asked(proxy.url, expected.prompt, max_tokens=COUNT) as asked:
@@ -52,7 +52,7 @@ def test_a_client_that_leaves_frees_everything(
 ) -> None:
     with thawed(cluster, frozen):
         cluster.freeze(frozen)
-        with Asked(proxy.url, expectations.of("leaves").prompt, max_tokens=phases.ENDLESS):
+        with Asked(proxy.url, expectations.of().prompt, max_tokens=phases.ENDLESS):
             if frozen == "decode-1":
                 cluster.eventually(lambda: _holds(cluster), "prefill holds the KV of a prompt")
     began = time.monotonic()

@@ -21,7 +21,7 @@ from kernels import attention, rows, threads, weight
 
 KINDS: list[Kind] = ["float32", "bfloat16", "float16"]
 ATTENTION_TOLERANCE = {"float32": 2e-5, "float16": 2e-5, "bfloat16": 5e-2}  # tiles round queries and weights to 8 bits
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=lesser_isa.examples(40), deadline=None)
 kinds = st.sampled_from(KINDS)
 sizes = st.one_of(st.integers(1, 70), st.sampled_from([96, 128, 160, 576]))
 
@@ -143,7 +143,7 @@ class Scene:
         return self.random.standard_normal(shape, np.float32)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=lesser_isa.examples(80), deadline=None)
 @given(data=st.data())
 def test_paged_attention(data: st.DataObject) -> None:
     scene = Scene(data)
@@ -161,7 +161,7 @@ def test_paged_attention(data: st.DataObject) -> None:
 
 
 @pytest.mark.skipif(not cpu.REASON.endswith("amx"), reason="holds of tiles: lanes sum in another order for few rows")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=lesser_isa.examples(40), deadline=None)
 @given(data=st.data())
 def test_a_token_attends_alone_as_it_does_among_others(data: st.DataObject) -> None:
     share, head_dim = data.draw(st.integers(1, 9)), data.draw(st.sampled_from([32, 64, 128]))

@@ -25,7 +25,7 @@ from kernels.weight import PackedWeight, Part, embed, expand_rows, multiply, pac
 QUANTIZED: list[Quantized] = list(BLOCKS)
 QUANTIZATIONS: list[Quantization] = ["q8_0", "q4_0", "q4_1"]
 KINDS: list[Kind] = ["bfloat16", "float32"]
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=lesser_isa.examples(40), deadline=None)
 seeds = st.integers(0, 999)
 formats = st.sampled_from(QUANTIZED)
 kinds = st.sampled_from(KINDS)
@@ -80,7 +80,7 @@ def assert_same_products(parts: list[Part], columns: int, kind: Kind, gated: boo
     assert_array_equal(multiply(items, packed), multiply(items, expected))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=lesser_isa.examples(120), deadline=None)
 @given(st.data(), formats, kinds, st.integers(1, 70), counts, st.booleans(), seeds)
 def test_products(
     data: st.DataObject, format: Quantized, kind: Kind, outputs: int, count: int, gated: bool, seed: int
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused() -> None:
         pack_parts([Part(items[:5], "q4_0")], 64, "bfloat16", gated=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=lesser_isa.examples(30), deadline=None)
 @given(st.sampled_from(QUANTIZATIONS), st.integers(1, 9), st.integers(1, 9), st.floats(1e-3, 1e3), seeds)
 def test_quantizing_leaves_no_larger_error_than_the_file_formats_own_way(
     format: Quantization, rows: int, blocks: int, spread: float, seed: int

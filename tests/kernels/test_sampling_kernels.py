@@ -24,7 +24,7 @@ from kernels import sampling, threads
 ROUNDING = 1e-6  # of a share: float32 exponentials differ by so much in the last places
 DRAWS = 20_000
 CHI_SQUARE_LIMIT = 4.5  # standard deviations above the mean, at fixed numbers: chance alone would fail one in 100,000
-examples = settings(max_examples=150, deadline=None)
+examples = settings(max_examples=lesser_isa.examples(150), deadline=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
