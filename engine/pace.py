@@ -11,6 +11,8 @@ from engine.core import Sequence
 SMOOTHING = 0.2  # weight of the newest measurement
 MIN_CHUNK = 16  # tokens; less would starve prompts to no stream's profit
 MEASURABLE_CHUNK = 16  # tokens; a shorter chunk drowns in the base cost
+HEAD_START_S = 0.1  # of waiting, so that newcomers are told apart by their lengths at once
+LEAST_LEFT_S = 1e-4  # told apart no further
 
 
 class Pace:
@@ -44,14 +46,14 @@ def _follow(average: float, value: float) -> float:
 
 
 def urgency(sequence: Sequence, pace: Pace, now: float) -> tuple[int, float]:
-    """Sort key, the most urgent first: shortest remaining time first, where every second of waiting counts as a second
-    less to do, so that nothing starves. A request with a deadline for its first token becomes as urgent as its slack is
-    short; one that is late already competes like any other, so as not to make more of them late.
+    """Sort key, the most urgent first: who has waited longest for the time that is left. That is the time its missing
+    tokens take, so that a short prompt hardly waits behind a long one, and the long one's turn comes; or what a deadline
+    for its first token leaves beside that, where this is less. One that is late already competes like any other, so as
+    not to make more of them late.
     """
     request, waited = sequence.request, now - sequence.arrival
-    remaining = pace.seconds_for(sequence.num_missing)
-    score = remaining - waited
+    left = remaining = pace.seconds_for(sequence.num_missing)
     if request.slo_ttft_ms is not None and sequence.num_output == 0:
         slack = request.slo_ttft_ms / 1e3 - waited - remaining
-        score = min(score, slack) if slack >= 0 else score
-    return request.priority, score
+        left = min(left, slack) if slack >= 0 else left
+    return request.priority, -(waited + HEAD_START_S) / max(left, LEAST_LEFT_S)

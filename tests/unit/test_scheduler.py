@@ -58,6 +58,23 @@ def test_a_short_prompt_overtakes_a_long_one_under_way() -> None:
     assert run(one, 0.1) == {"short": 20, "long": 44}
 
 
+def test_a_short_prompt_hardly_waits_behind_a_long_one_that_has_waited_for_longer_than_it_takes() -> None:
+    """As where running streams leave prompts little of each step."""
+    one = scheduler(budget=64)
+    add(one, "long", 400)  # 4 s of work
+    add(one, "short", 20, arrival=8.0)  # 0.2 s
+    assert run(one, 8.0) == {"long": 64}
+    assert run(one, 8.5) == {"short": 20, "long": 44}
+
+
+def test_of_equals_the_one_under_way_goes_on() -> None:
+    one = scheduler(budget=64)
+    add(one, "first", 200)
+    run(one, 0.0)
+    add(one, "second", 200, arrival=0.5)
+    assert run(one, 1.0) == {"first": 64}
+
+
 def test_a_long_prompt_does_not_starve() -> None:
     one = scheduler(budget=64)
     long = add(one, "long", 400)  # 4 s of work
