@@ -46,10 +46,10 @@ def _follow(average: float, value: float) -> float:
 
 
 def urgency(sequence: Sequence, pace: Pace, now: float) -> tuple[int, float]:
-    """Sort key, the most urgent first: who has waited longest for the time that is left. That is the time its missing
-    tokens take, so that a short prompt hardly waits behind a long one, and the long one's turn comes; or what a deadline
-    for its first token leaves beside that, where this is less. One that is late already competes like any other, so as
-    not to make more of them late.
+    """Sort key, the most urgent first: who has waited longest for the time that is left. That is what its missing
+    tokens take, so that a short prompt hardly waits behind a long one, and the long one's turn comes; or what a
+    deadline for its first token leaves beside that, where this is less. One that is late already competes like any
+    other, so as not to make more of them late.
     """
     request, waited = sequence.request, now - sequence.arrival
     left = remaining = pace.seconds_for(sequence.num_missing)

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_not_overtaken() -> None:
     add(one, "first", 20)
     run(one, 0)
     add(one, "large", 16, arrival=1.0)
-    add(one, "small", 2, arrival=50.0)
+    add(one, "small", 2, arrival=99.0)
     assert run(one, 100.0) == {"first": 1}
     assert len(one.waiting) == 2
 
