@@ -30,7 +30,9 @@ from kvtransfer.transfer import Endpoint, open_endpoint
 logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 4
-CHUNK_BESIDE_STREAMS = 64  # tokens: even streams are what a decode engine is for, also while it recomputes a prompt
+# Even streams are what a decode engine is for, also while it reads a prompt. So few rows cost little more than one: of
+# packed weights they are multiplied another way than more are.
+TOKENS_BESIDE_STREAMS = 32
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ def _engine(
 ) -> Engine:
     requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
     prefixes = PrefixCache(pool, settings.prefix_cache)
-    beside_streams = CHUNK_BESIDE_STREAMS if settings.role is Role.DECODE else None
+    beside_streams = TOKENS_BESIDE_STREAMS if settings.role is Role.DECODE else None
     scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens, beside_streams)
     leases = LeaseTable(epochs.owner_words(layout, region.buffer), settings.lease_seconds)
     giving = Giving(scheduler, requests, leases, links.send_to_reader, incarnation, settings.handoff_timeout)

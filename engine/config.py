@@ -111,7 +111,8 @@ class EngineSettings(Settings):
     )
     local_prefill_tokens: int = setting(
         64,
-        "a decode engine computes a prompt itself when at most so many of its tokens are new to it; 0: never",
+        "a decode engine computes a prompt itself when at most so many of its tokens are new to it, or when prefill is "
+        "too far behind; 0: never",
         group="Scheduling",
         ge=0,
         unit="tokens",

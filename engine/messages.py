@@ -117,7 +117,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     preemptions: int
     transferred_tokens: int
     recomputed_tokens: int  # prompts decode had to compute because no hand-off came
-    local_tokens: int  # of prompts so short that decode computed them itself
+    local_tokens: int  # of prompts that decode computed itself: short, or prefill was too far behind
     transferred_bytes: int
     pull_seconds: float  # spent copying
     exposed_seconds: float  # of a hand-off's end that prefill did not hide: from the last announcement to belief

@@ -16,7 +16,7 @@ from bisect import insort
 from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixCache
 from engine.core import Give, Sequence, Status, Step
-from engine.pace import Pace, urgency
+from engine.pace import MIN_CHUNK, Pace, urgency
 
 
 def seniority(sequence: Sequence) -> tuple[int, float]:
@@ -35,7 +35,7 @@ class Scheduler:
         token_budget: int,
         beside_streams: int | None = None,
     ) -> None:
-        """Tokens: `token_budget` of a step, `beside_streams` of those that catch up in it beside running answers."""
+        """Tokens: `token_budget` of a step, `beside_streams` of one with running answers, theirs included."""
         self.pool = pool
         self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
@@ -87,6 +87,16 @@ class Scheduler:
         sequence.status = Status.FINISHED
         self._free(sequence)
 
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether a running sequence has more than a step's single token to compute."""
+        return any(sequence.num_missing > 1 for sequence in self.running)
+
+    def seconds_to_catch_up(self, num_tokens: int) -> float:
+        """How long so many tokens would take beside the streams that run now."""
+        chunk = self._chunk_budget(sum(sequence.num_missing == 1 for sequence in self.running))
+        return self.pace.seconds_for(num_tokens) + -(-num_tokens // chunk) * self.pace.base_s
+
     def take_reserved(self) -> list[Sequence]:
         """Sequences whose blocks the last `schedule` reserved for a hand-off; the caller starts to pull them."""
         reserved, self._reserved = self._reserved, []
@@ -111,10 +121,11 @@ class Scheduler:
             position += 1
 
     def _chunk_budget(self, num_decoding: int) -> int:
-        """Tokens for those that catch up: what is left of the step, within the pace that running streams want."""
+        """Tokens for those that catch up: what is left of the step, within the pace that running streams want, and
+        those that are about to run."""
         budget = max(self.token_budget - num_decoding, 1)
-        if num_decoding:
-            budget = min(budget, self.beside_streams)
+        if num_decoding or self.pulling:
+            budget = min(budget, max(self.beside_streams - num_decoding, MIN_CHUNK))
         limits = [
             s.request.slo_tpot_ms for s in self.running if s.num_missing == 1 and s.request.slo_tpot_ms is not None
         ]

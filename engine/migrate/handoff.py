@@ -52,6 +52,7 @@ class Handoff:
     peer: str
     source: Source
     slot: int  # our own word to read the owner's epoch word into
+    asked_at: float  # when it was asked for
     deadline: float  # of the next sign of life
     epoch: int = 0
     epoch_slot: int = 0
@@ -65,6 +66,16 @@ class Handoff:
     failure: str | None = None
     abandoned: bool = False  # nobody wants the sequence any more: free its blocks when the pull has drained
     done_at: float = 0.0  # when Done came
+
+    @property
+    def begun(self) -> bool:
+        """Whether the owner has told anything of it, or nobody will hear of it any more."""
+        return self.done or self.abandoned or self.failure is not None or self.epoch > 0
+
+    @property
+    def num_unannounced(self) -> int:
+        """Tokens that the owner has yet to compute, as far as we know."""
+        return self.sequence.prompt_length - max(self.num_announced, self.sequence.num_computed)
 
     def restart(self, message: Ready | Done) -> None:
         """A new lease announces its blocks from the first one on."""
@@ -93,6 +104,6 @@ class TransferCounters:
     tokens: int = 0
     num_bytes: int = 0
     recomputed_tokens: int = 0
-    local_tokens: int = 0  # of prompts too short to be worth a hand-off
+    local_tokens: int = 0  # of prompts too short to be worth a hand-off, or that prefill was too far behind for
     exposed_seconds: float = 0.0  # from Done to RUNNING: the part of the transfer that prefill did not hide
     pull_seconds: float = 0.0  # all time spent copying

@@ -3,6 +3,7 @@
     RESERVING ─▶ PULLING: Want ─▶ (Ready ─▶ pull)* ─▶ Done ─▶ pull ─▶ read the epoch word ─▶ RUNNING, Release
                      └─ any failure ─▶ RUNNING with nothing computed: decode reads the prompt itself
     few tokens to compute ─▶ Release, WAITING: decode reads the prompt itself, in a step that runs anyway
+    prefill far behind ─▶ Release, RUNNING with nothing computed: decode reads the prompt itself, a little each step
 
 The first token travels in Done and goes to the client at once; only the tokens after it wait for the last pull. A pull
 in flight owns the sequence's blocks: whatever happens, they are reused only after its Pulled or PullFailed has come.
@@ -19,6 +20,7 @@ import numpy as np
 
 from engine.core import Sequence, Status, Take, TokenLogprobs
 from engine.migrate.handoff import Handoff, Source, SourceOf, TransferCounters, take_of
+from engine.migrate.patience import Patience
 from engine.requests import Requests
 from engine.scheduler import Scheduler
 from kvtransfer import epochs
@@ -49,7 +51,8 @@ class Taking:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`words`: format 'q', the reader's words of kvtransfer/epochs.py. A prompt with at most `local_tokens` tokens
-        that are not in our own prefix cache is computed here."""
+        that are not in our own prefix cache is computed here, and where this is not 0 also one that prefill is too far
+        behind for."""
         self._scheduler = scheduler
         self._requests = requests
         self._layout = layout
@@ -64,6 +67,7 @@ class Taking:
         self._slots = list(range(len(words)))
         self._next_transfer = 0
         self._renew_at = 0.0
+        self._patience = Patience()
         self.counters = TransferCounters()
 
     def __len__(self) -> int:
@@ -108,7 +112,8 @@ class Taking:
         if source is None or not source.connected or not self._slots:
             self._recompute(sequence)
             return
-        handoff = Handoff(sequence, key, take.peer, source, self._slots.pop(), self._clock() + self._timeout_s)
+        now = self._clock()
+        handoff = Handoff(sequence, key, take.peer, source, self._slots.pop(), now, now + self._timeout_s)
         handoff.num_pulled = sequence.num_computed
         self._handoffs[take.peer, key] = handoff
         promised = take.first_token is None
@@ -154,6 +159,7 @@ class Taking:
 
     def source_lost(self, peer: str, reason: str) -> None:
         """The owner died or was disconnected."""
+        self._patience.forget(peer)
         for handoff in [handoff for handoff in self._handoffs.values() if handoff.peer == peer]:
             self._fail(handoff, reason)
 
@@ -164,14 +170,21 @@ class Taking:
                 self._fail(handoff, "the prefill was called off")
 
     def tick(self) -> None:
-        """Fails what has been silent too long, and renews the leases of the rest."""
+        """Fails what has been silent too long, takes back what is overdue, and renews the leases of the rest."""
         now = self._clock()
         for handoff in list(self._handoffs.values()):
             if handoff.deadline <= now and handoff.transfer_id is None:
                 self._fail(handoff, f"no sign of the hand-off for {self._timeout_s:g} s")
+        if self._local_tokens and (late := self._patience.overdue(self._handoffs.values(), self._scheduler)):
+            self._take_back(late)
         if now >= self._renew_at:
             self._renew_at = now + self._renew_s
             self._renew()
+
+    def _take_back(self, handoff: Handoff) -> None:
+        self._end(handoff)
+        self.counters.local_tokens += handoff.sequence.num_missing
+        self._scheduler.resume(handoff.sequence, handoff.sequence.num_computed)
 
     def _renew(self) -> None:
         keys: dict[str, list[Key]] = {}
@@ -204,6 +217,8 @@ class Taking:
             self._reject(handoff, f"migration_request names first token {known}, the prefill's is another")
             return
         handoff.done, handoff.done_at = True, self._clock()
+        if known is None:
+            self._patience.observe(handoff, handoff.done_at)
         sequence.num_cached = message.num_cached
         if self._requests.append(sequence, message.first_token, logprobs):
             self._abandon(handoff)

@@ -35,7 +35,7 @@ COUNTERS: Final = {
     "preemptions": ("preemptions", "Sequences that gave up their blocks to others"),
     "transferred_tokens": ("transferred_tokens", "Tokens whose KV was pulled from a peer"),
     "recomputed_tokens": ("recomputed_tokens", "Prompt tokens computed here because no hand-off came"),
-    "local_tokens": ("local_tokens", "Prompt tokens computed here because they were too few for a hand-off"),
+    "local_tokens": ("local_tokens", "Prompt tokens computed here: too few to move, or prefill was too far behind"),
     "transferred_bytes": ("transferred_bytes", "KV bytes pulled from peers"),
     "pull_seconds": ("pull_seconds", "Time spent copying KV"),
     "exposed_seconds": ("exposed_seconds", "Time of hand-offs that prefill did not hide"),

@@ -1,10 +1,12 @@
-"""What decode computes itself: prompts of which so little is new to it that a hand-off would cost more."""
+"""What decode computes itself: prompts of which so little is new to it that a hand-off would cost more, and those that
+prefill is too far behind for."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.cluster.answers import complete
+from tests.cluster.asked import DEADLINE_S, Asked, outcomes
 from tests.cluster.conftest import StartCluster
 from tests.cluster.local_cluster import LocalCluster
 from tests.cluster.prompts import fresh_prompt
@@ -28,6 +30,23 @@ def test_decode_computes_short_prompts_and_takes_long_ones(start_cluster: StartC
     reused = (LONG + 12 - 1) // BLOCK * BLOCK  # the last token of the answer was never computed
     _expect(pair, local + SHORT + len(turn) - reused, moved + LONG)
     assert pair.engine_metric("decode-1", "recomputed_tokens_total") == 0
+    pair.assert_whole()
+
+
+def test_decode_reads_what_prefill_is_too_far_behind_for(start_cluster: StartCluster, cluster: LocalCluster) -> None:
+    pair = start_cluster(decode_flags=("--local-prefill-tokens", str(SHORT)))
+    complete(pair.client(), fresh_prompt(200), max_tokens=4)  # and decode knows how long a prompt takes there
+    local, _ = _figures(pair)
+    prompts = [fresh_prompt(200) for _ in range(4)]
+    pair.freeze("prefill-1")
+    try:
+        asked = [Asked(pair.url(), prompt, max_tokens=8) for prompt in prompts]
+        pair.eventually(lambda: _figures(pair)[0] > local, "decode takes a prompt back")
+    finally:
+        pair.thaw("prefill-1")
+    for prompt, outcome in zip(prompts, outcomes(asked, DEADLINE_S), strict=True):
+        assert (outcome.status, outcome.error) == (200, None)
+        assert outcome.token_ids == complete(cluster.client(), prompt, max_tokens=8, ignore_eos=True).token_ids
     pair.assert_whole()
 
 

@@ -89,6 +89,68 @@ def test_what_decode_has_cached_does_not_count_as_long() -> None:
     pair.assert_whole()
 
 
+def paced_pair() -> Pair:
+    """Either engine is known to take a second for a token."""
+    pair = Pair(local_tokens=1)
+    pair.take(100, PROMPT, max_tokens=1)
+    pair.decode.step()
+    pair.clock.now += len(PROMPT)
+    pair.give(100, PROMPT)
+    pair.settle()
+    pair.decode.engine.scheduler.pace.per_token_s = 1.0
+    return pair
+
+
+def test_a_prompt_that_others_stand_before_is_taken_back() -> None:
+    pair = paced_pair()
+    first, second = ([number, *PROMPT] for number in (30, 31))
+    pair.take(0, first, max_tokens=5)
+    pair.decode.step()
+    pair.decode.tick()
+    assert len(pair.decode.engine.taking) == 1, "it is next, and would be done no sooner here"
+    pair.take(1, second, max_tokens=5)
+    pair.decode.step()
+    pair.decode.tick()
+    assert len(pair.decode.engine.taking) == 1, "it is taken back"
+    while pair.decode.step():
+        pass
+    assert (pair.decode.answers["take-0"].tokens, pair.decode.answers["take-1"].tokens) == (
+        [],
+        expected_answer(second, 5),
+    )
+    refused, given = pair.give(1, second), pair.give(0, first)
+    pair.settle()
+    assert pair.decode.answers["take-0"].tokens == expected_answer(first, 5)
+    ended, done = pair.prefill.answers[refused].last, pair.prefill.answers[given].last
+    assert ended is not None
+    assert done is not None
+    assert (ended.error_status, done.error) == (409, None)
+    counters = pair.decode.engine.taking.counters
+    assert (counters.local_tokens, counters.tokens, counters.recomputed_tokens) == (len(second), len(first), 0)
+    pair.assert_whole()
+
+
+def test_prompts_are_taken_back_one_at_a_time() -> None:
+    pair = paced_pair()
+    for session in range(4):
+        pair.take(session, [30 + session, *PROMPT], max_tokens=5)
+        pair.decode.engine.step()
+    for _ in range(3):
+        pair.decode.tick()
+    assert len(pair.decode.engine.taking) == 3
+
+
+def test_a_prompt_that_prefill_has_begun_is_not_taken_back() -> None:
+    pair = paced_pair()
+    for session in range(2):
+        pair.take(session, [30 + session, *PROMPT], max_tokens=5)
+        pair.decode.step()
+    for handoff in pair.decode.engine.taking._handoffs.values():
+        handoff.epoch = 1
+    pair.decode.tick()
+    assert len(pair.decode.engine.taking) == 2
+
+
 def test_a_migration_request_is_always_read() -> None:
     """LMDeploy's order: prefill has computed the prompt before decode hears of it."""
     pair = Pair(local_tokens=len(PROMPT))
@@ -393,6 +455,10 @@ def test_random_orders_with_faults(seed: int) -> None:
                 pair.clock.now += 25
             case 5 if pair.prefill.alive and chance.random() < 0.3:
                 pair.kill_prefill()
+            case 6:
+                taking = pair.decode.engine.taking
+                for silent in [handoff for handoff in taking._handoffs.values() if not handoff.begun]:
+                    taking._take_back(silent)
     for _ in range(10):  # in a tiny pool the requests wait for each other's deadlines
         pair.settle(seconds=35)
     for request_id, (prompt, max_tokens) in wanted.items():
