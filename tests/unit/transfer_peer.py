@@ -46,7 +46,9 @@ class Peer:
         self.process.communicate()
 
     def stop(self) -> None:
+        """Returns when all its threads stand still."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
 
 class Reader:
