@@ -135,7 +135,10 @@ class Giving:
         """The reader has read, or does not want to any more."""
         lease, expected = self._leases.get(release.key), self._expected.get(release.key)
         if lease is not None and lease.reader == reader:
-            self._end(lease, "decode gave the hand-off up", 409)
+            if lease.num_announced:
+                self._end(lease, "decode gave the hand-off up", 409)
+            else:
+                self._end(lease, DECLINED, Declined.status)
         elif expected is not None and self._addressed_to(expected.sequence, reader):
             del self._expected[release.key]
             self._refuse(expected.sequence, DECLINED, Declined.status)

@@ -124,7 +124,7 @@ def test_a_prompt_that_others_stand_before_is_taken_back() -> None:
     ended, done = pair.prefill.answers[refused].last, pair.prefill.answers[given].last
     assert ended is not None
     assert done is not None
-    assert (ended.error_status, done.error) == (409, None)
+    assert (ended.error_status, done.error) == (Declined.status, None)
     counters = pair.decode.engine.taking.counters
     assert (counters.local_tokens, counters.tokens, counters.recomputed_tokens) == (len(second), len(first), 0)
     pair.assert_whole()
