@@ -25,9 +25,9 @@ class Pace:
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step took `seconds` and computed `num_tokens` tokens of sequences that catch up."""
         if num_tokens == 0:
-            self.base_s = _follow(self.base_s, seconds)
+            self.base_s = follow(self.base_s, seconds)
         elif num_tokens >= MEASURABLE_CHUNK:
-            self.per_token_s = _follow(self.per_token_s, max(seconds - self.base_s, 0.0) / num_tokens)
+            self.per_token_s = follow(self.per_token_s, max(seconds - self.base_s, 0.0) / num_tokens)
 
     def seconds_for(self, num_tokens: int) -> float:
         """How long so many tokens will take to catch up."""
@@ -41,7 +41,8 @@ class Pace:
         return max(min(MIN_CHUNK, most), int(fits))
 
 
-def _follow(average: float, value: float) -> float:
+def follow(average: float, value: float) -> float:
+    """The moving average with one more measurement; 0 is none yet."""
     return value if average == 0.0 else average + SMOOTHING * (value - average)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from engine.migrate.handoff import Handoff, take_of
+from engine.pace import follow
 from engine.scheduler import Scheduler
 
-SMOOTHING = 0.3  # weight of the newest measurement
 MARGIN = 1.5  # by which to be sooner here: streams pay for it
 
 
@@ -23,8 +23,7 @@ class Patience:
         peer = handoff.peer
         computed = max(handoff.sequence.prompt_length - handoff.sequence.num_computed, 1)
         seconds = (now - max(handoff.asked_at, self._done_at.get(peer, 0.0))) / computed
-        average = self._per_token_s.get(peer, seconds)
-        self._per_token_s[peer] = average + SMOOTHING * (seconds - average)
+        self._per_token_s[peer] = follow(self._per_token_s.get(peer, 0.0), seconds)
         self._done_at[peer] = now
 
     def forget(self, peer: str) -> None:

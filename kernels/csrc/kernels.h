@@ -41,8 +41,8 @@ struct Kernels {
     void (*multiply_strips_float32)(const Strip* strips, int64_t steps, float* scratch, const Input&,
                                     int64_t first_row, int64_t num_rows, int64_t panel_index, const Output&);
 
-    // That of bfloat16 for at most `block_rows` rows from the first, of which `pair_up` made the input's pairs: [16 rows at a
-    // time][k / 2][those rows, or 16 where there are more][2]. Where strips are not `looked_up`, it may not be called.
+    // That of bfloat16 for at most `block_rows` rows from the first, of which `pair_up` made the input's pairs: [16 rows
+    // at a time][k / 2][those rows, or 16 where there are more][2]. Where strips are not `looked_up`, it may not be called.
     bool (*looked_up)(const Strip* strips);
     void (*multiply_few)(const Strip* strips, int64_t steps, const Input&, int64_t num_rows, int64_t panel_index,
                          const Output&);
