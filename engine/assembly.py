@@ -110,8 +110,15 @@ def _engine(
 ) -> Engine:
     requests, pool = Requests(model), BlockPool(layout.num_blocks, layout.block_size)
     prefixes = PrefixCache(pool, settings.prefix_cache)
-    beside_streams = TOKENS_BESIDE_STREAMS if settings.role is Role.DECODE else None
-    scheduler = Scheduler(pool, prefixes, settings.max_num_seqs, settings.max_num_batched_tokens, beside_streams)
+    scheduler = Scheduler(
+        pool,
+        prefixes,
+        settings.max_num_seqs,
+        settings.max_num_batched_tokens,
+        beside_streams=TOKENS_BESIDE_STREAMS if settings.role is Role.DECODE else None,
+        draft_rows=executor.draft_rows,
+        max_draft_tokens=settings.max_draft_tokens,
+    )
     leases = LeaseTable(epochs.owner_words(layout, region.buffer), settings.lease_seconds)
     giving = Giving(scheduler, requests, leases, links.send_to_reader, incarnation, settings.handoff_timeout)
     taking = Taking(

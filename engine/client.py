@@ -77,6 +77,7 @@ def core_settings(settings: EngineSettings) -> CoreSettings:
         lease_seconds=settings.lease_seconds,
         handoff_timeout=settings.handoff_timeout,
         local_prefill_tokens=settings.local_prefill_tokens,
+        max_draft_tokens=settings.max_draft_tokens,
         log_level=settings.log_level,
     )
 

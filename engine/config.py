@@ -117,6 +117,15 @@ class EngineSettings(Settings):
         ge=0,
         unit="tokens",
     )
+    max_draft_tokens: int = setting(
+        15,
+        "of an answer, guessed from what the text repeats and checked in one step, when few answers are written; they "
+        "change none of its tokens; 0: none",
+        group="Scheduling",
+        ge=0,
+        unit="tokens",
+        aliases=("num_speculative_tokens",),
+    )
     slo_ttft_ms: float | None = setting(
         None,
         "until the first token, wanted for requests that do not say it themselves (X-SLO-TTFT-MS)",

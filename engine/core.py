@@ -2,7 +2,7 @@
 
 A `Request` is what the user asked and never changes. A `Sequence` is its running state, owned by the engine core's one
 thread. Each step the scheduler makes a `Step` (which sequences get how many tokens), the executor turns it into a
-`StepOutput` (one sampled token for each sequence that caught up), and the engine hands `Delta`s to the API process.
+`StepOutput` (a sampled token for each sequence that caught up), and the engine hands `Delta`s to the API process.
 
 One rule drives all of it: a sequence has *known* tokens and *computed* tokens, and a step computes some of the
 difference. Nothing is called "the prefill phase".
@@ -152,12 +152,37 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Ahead:
+    """A sequence as it will be if it goes on with these tokens."""
+
+    sequence: Sequence
+    drafted: list[int]
+
+    @property
+    def request(self) -> Request:
+        return self.sequence.request
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.sequence.tokens + self.drafted
+
+    @property
+    def num_output(self) -> int:
+        return self.sequence.num_output + len(self.drafted)
+
+
+Row = Sequence | Ahead  # what a token is sampled for
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward: `sequences[i]` computes its next `num_new[i]` tokens, whose blocks are already allocated."""
+    """One forward: `sequences[i]` computes its next `num_new[i]` tokens, and where it then has caught up, those of
+    `drafts[i]` that it may say next. The blocks for both are already allocated."""
 
     sequences: list[Sequence]
     num_new: list[int]
+    drafts: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def num_catching_up(self) -> int:
@@ -165,13 +190,22 @@ class Step:
         return sum(count for count in self.num_new if count > 1)
 
     def samples(self, i: int) -> bool:
-        """Whether row i catches up in this step, and so samples a token."""
+        """Whether row i catches up in this step, and so samples a token; and another after each of its draft."""
         return self.num_new[i] == self.sequences[i].num_missing
+
+    def sampled(self) -> list[Row]:
+        """What the step samples tokens for, in order."""
+        rows: list[Row] = []
+        for i, sequence in enumerate(self.sequences):
+            if self.samples(i):
+                draft = self.drafts.get(i, [])
+                rows += [sequence, *(Ahead(sequence, draft[:count]) for count in range(1, len(draft) + 1))]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Parallel to the rows for which `Step.samples` is true, in order."""
+    """Parallel to `Step.sampled`."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from engine.core import Delta, Give, Request, Sequence, Status, Step, StepOutput, Take, TokenLogprobs
 from engine.migrate.giving import Giving
@@ -18,6 +19,8 @@ from engine.migrate.taking import Taking
 from engine.requests import Requests
 from engine.run.executor import Executor
 from engine.scheduler import Scheduler
+
+Sampled = tuple[int, TokenLogprobs | None]
 
 
 class Engine:
@@ -92,16 +95,29 @@ class Engine:
     def _update(self, step: Step, output: StepOutput) -> None:
         sampled = zip(output.tokens, output.logprobs, strict=True)
         for row, (sequence, count) in enumerate(zip(step.sequences, step.num_new, strict=True)):
-            samples = step.samples(row)
+            samples, draft = step.samples(row), step.drafts.get(row, [])
             self.scheduler.computed(sequence, count)
             if samples:
-                token, logprobs = next(sampled)
-                self._advance(sequence, token, logprobs)
+                self._advance(sequence, draft, list(islice(sampled, 1 + len(draft))))
             elif isinstance(sequence.request.handoff, Give):
                 self.giving.progress(sequence)
 
-    def _advance(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
+    def _advance(self, sequence: Sequence, draft: list[int], sampled: list[Sampled]) -> None:
+        """`sampled`: its next token, and the one after each of its draft, which counts if all before it came true."""
         if isinstance(sequence.request.handoff, Give):
-            self.giving.done(sequence, token, logprobs)
-        elif self.requests.append(sequence, token, logprobs):
-            self.scheduler.remove(sequence)
+            self.giving.done(sequence, *sampled[0])
+            return
+        num_accepted = self._accept(sequence, draft, sampled)
+        if draft:
+            self.scheduler.drafter.settle(sequence, len(draft), num_accepted)
+
+    def _accept(self, sequence: Sequence, draft: list[int], sampled: list[Sampled]) -> int:
+        """How many of the draft came true."""
+        for place, (token, logprobs) in enumerate(sampled):
+            if self.requests.append(sequence, token, logprobs):
+                self.scheduler.remove(sequence)
+                return place
+            if place == len(draft) or token != draft[place]:
+                return place
+            self.scheduler.computed(sequence, 1)
+        raise AssertionError("a token is sampled after each of a draft")

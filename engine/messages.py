@@ -33,6 +33,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float
     handoff_timeout: float
     local_prefill_tokens: int
+    max_draft_tokens: int
     log_level: str
 
 
@@ -114,6 +115,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
+    draft_tokens: int
+    accepted_tokens: int  # of those
     preemptions: int
     transferred_tokens: int
     recomputed_tokens: int  # prompts decode had to compute because no hand-off came

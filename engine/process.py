@@ -227,6 +227,8 @@ class CoreProcess:
             prompt_tokens=engine.requests.prompt_tokens,
             output_tokens=engine.requests.output_tokens,
             cached_tokens=engine.requests.cached_tokens,
+            draft_tokens=scheduler.drafter.num_drafted,
+            accepted_tokens=scheduler.drafter.num_accepted,
             preemptions=scheduler.preemptions,
             transferred_tokens=counters.tokens,
             recomputed_tokens=counters.recomputed_tokens,

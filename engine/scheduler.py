@@ -16,6 +16,7 @@ from bisect import insort
 from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixCache
 from engine.core import Give, Sequence, Status, Step
+from engine.drafts import Drafter
 from engine.pace import MIN_CHUNK, Pace, urgency
 
 
@@ -34,14 +35,19 @@ class Scheduler:
         max_num_seqs: int,
         token_budget: int,
         beside_streams: int | None = None,
+        draft_rows: int = 0,
+        max_draft_tokens: int = 0,
     ) -> None:
-        """Tokens: `token_budget` of a step, `beside_streams` of one with running answers, theirs included."""
+        """Tokens: `token_budget` of a step, `beside_streams` of one with running answers, theirs included, `draft_rows`
+        of one with drafts, and `max_draft_tokens` of a sequence's draft."""
         self.pool = pool
         self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
         self.token_budget = token_budget
         self.beside_streams = token_budget if beside_streams is None else beside_streams
+        self.draft_rows = draft_rows
         self.pace = Pace()
+        self.drafter = Drafter(max_draft_tokens)
         self.waiting: list[Sequence] = []  # by seniority: WAITING and RESERVING
         self.running: list[Sequence] = []  # by seniority: RUNNING
         self.pulling: set[Sequence] = set()  # PULLING: hold blocks, compute nothing
@@ -107,6 +113,7 @@ class Scheduler:
         step = Step([], [])
         self._continue_decoding(step)
         self._catch_up(step, self._chunk_budget(len(step.sequences)), now)
+        self._draft(step)
         return step if step.sequences else None
 
     def _continue_decoding(self, step: Step) -> None:
@@ -152,6 +159,20 @@ class Scheduler:
                 step.num_new.append(count)
                 budget -= count
 
+    def _draft(self, step: Step) -> None:
+        """What room the answers of a small step leave, they share for tokens that they may say next."""
+        answers = [
+            row
+            for row, sequence in enumerate(step.sequences)
+            if sequence.num_missing == 1 and not isinstance(sequence.request.handoff, Give)
+        ]
+        share = (self.draft_rows - sum(step.num_new)) // max(len(answers), 1)
+        for row in answers:
+            sequence = step.sequences[row]
+            draft = self.drafter.draft(sequence, share)
+            if draft and self._cover(sequence, len(draft)):
+                step.drafts[row] = draft
+
     def _admit(self, sequence: Sequence) -> None:
         """Its blocks are reserved: WAITING ─▶ RUNNING, or RESERVING ─▶ PULLING."""
         self.waiting.remove(sequence)
@@ -172,6 +193,14 @@ class Scheduler:
                 return False
             self._preempt(victim)
         sequence.block_table += self.pool.allocate(max(wanted, 0))
+        return True
+
+    def _cover(self, sequence: Sequence, num_more: int) -> bool:
+        """Blocks for so many more tokens than it knows, unless a running sequence might soon miss them."""
+        wanted = max(self.pool.blocks_for(len(sequence.tokens) + num_more) - len(sequence.block_table), 0)
+        if wanted and wanted + len(self.running) + len(self.pulling) > self.pool.num_free:
+            return False
+        sequence.block_table += self.pool.allocate(wanted)
         return True
 
     def _covered(self, sequence: Sequence) -> bool:

@@ -6,13 +6,15 @@ starts          0                   5   6   7                   10
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core import Step
+from engine.core import Sequence, Step
 
 Indices = NDArray[np.int64]
 
@@ -52,26 +54,39 @@ class Batch:
 def batch_of(step: Step, block_size: int) -> Batch:
     """Raises IndexError when a sequence's block table is too short for what the step asks of it. Lists until the end:
     for the few rows of a step NumPy's calls cost more than their work."""
-    starts = [0, *accumulate(step.num_new)]
-    lengths = [row.num_computed + count for row, count in zip(step.sequences, step.num_new, strict=True)]
-    tokens = chain.from_iterable(
-        row.tokens[row.num_computed : length] for row, length in zip(step.sequences, lengths, strict=True)
-    )
-    sampled = [end - 1 for i, end in enumerate(starts[1:]) if step.samples(i)]
+    rows = list(_rows(step))
+    starts = [0, *accumulate(len(row.tokens) for row in rows)]
     return Batch(
-        tokens=np.fromiter(tokens, dtype=np.int64, count=starts[-1]),
-        sampled=np.array(sampled, dtype=np.int64),
+        tokens=np.fromiter(chain.from_iterable(row.tokens for row in rows), dtype=np.int64, count=starts[-1]),
+        sampled=np.array([end - 1 for end, row in zip(starts[1:], rows, strict=True) if row.samples], dtype=np.int64),
         starts=np.array(starts, dtype=np.int64),
-        context_lengths=np.array(lengths, dtype=np.int64),
-        block_tables=_block_tables(step, [-(-length // block_size) for length in lengths]),
+        context_lengths=np.array([row.length for row in rows], dtype=np.int64),
+        block_tables=_block_tables(rows, block_size),
         block_size=block_size,
     )
 
 
-def _block_tables(step: Step, num_blocks: list[int]) -> Indices:
+class _Row(NamedTuple):
+    sequence: Sequence
+    tokens: list[int]  # the new ones
+    length: int  # of the context, with them
+    samples: bool
+
+
+def _rows(step: Step) -> Iterator[_Row]:
+    """A drafted token is a row by itself, behind the one before it: its numbers are those of a step of its own."""
+    for i, (sequence, count) in enumerate(zip(step.sequences, step.num_new, strict=True)):
+        end = sequence.num_computed + count
+        yield _Row(sequence, sequence.tokens[sequence.num_computed : end], end, step.samples(i))
+        for length, token in enumerate(step.drafts.get(i, ()), end + 1):
+            yield _Row(sequence, [token], length, True)
+
+
+def _block_tables(rows: list[_Row], block_size: int) -> Indices:
     """[rows, most blocks]. The padding names a block that the row owns, so that nobody ever reads another's."""
-    tables = np.empty((len(num_blocks), max(num_blocks)), dtype=np.int64)
-    for table, sequence, count in zip(tables, step.sequences, num_blocks, strict=True):
+    num_blocks = [-(-row.length // block_size) for row in rows]
+    tables = np.empty((len(rows), max(num_blocks)), dtype=np.int64)
+    for table, (sequence, *_), count in zip(tables, rows, num_blocks, strict=True):
         if len(sequence.block_table) < count:
             raise IndexError(f"{sequence.request.id} holds {len(sequence.block_table)} blocks where it needs {count}")
         table[:count] = sequence.block_table[:count]

@@ -32,6 +32,8 @@ COUNTERS: Final = {
         "cached_tokens",
         "Prompt tokens found in the prefix cache; after a hand-off, in the prefill engine's",
     ),
+    "draft_tokens": ("draft_tokens", "Tokens guessed from what the text repeats, and checked"),
+    "accepted_tokens": ("accepted_tokens", "Draft tokens that were what was sampled anyway"),
     "preemptions": ("preemptions", "Sequences that gave up their blocks to others"),
     "transferred_tokens": ("transferred_tokens", "Tokens whose KV was pulled from a peer"),
     "recomputed_tokens": ("recomputed_tokens", "Prompt tokens computed here because no hand-off came"),

@@ -16,8 +16,7 @@ from engine.attention.metadata import Batch
 from engine.attention.pages import decodes_first
 from engine.attention.pool import DTYPES, PagedPool
 from engine.attention.staging import Staging
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.layers.placement import Placement
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import decoder_of
@@ -32,6 +31,8 @@ STAGING_BYTES = 1 << 20  # at first
 
 
 class CudaModel:
+    draft_rows = 0  # libraries choose how to sum by the shape of a product
+
     def __init__(self, checkpoint: Checkpoint, place: Place, most_rows: int) -> None:
         """`most_rows`: of a step. Everything of this process that runs on a card runs on this one from now on."""
         self.config = checkpoint.config

@@ -14,6 +14,10 @@ Memory = memoryview | bytearray | mmap  # writable, contiguous bytes
 class Executor(Protocol):
     """In order: choose `num_blocks`, make memory of `layout(num_blocks).pool_bytes`, attach it, warm up, execute."""
 
+    @property
+    def draft_rows(self) -> int:
+        """Rows of a step up to which one more costs little; 0 where it would change the other rows' numbers."""
+
     def layout(self, num_blocks: int) -> KVLayout:
         """How a pool of so many blocks is laid out for this model."""
 
@@ -30,7 +34,7 @@ class Executor(Protocol):
         """Runs one tiny forward in block 0, so that the first request is not slow. Call it before any block is used."""
 
     def execute(self, step: Step) -> StepOutput:
-        """Computes each row's new tokens and samples for the rows that catch up. Changes no sequence."""
+        """Computes each row's new tokens and its draft, and samples for the rows that catch up. Changes no sequence."""
 
 
 def blocks_within(executor: Executor, kv_cache_memory_bytes: int) -> int:

@@ -50,6 +50,10 @@ class LocalExecutor:
             raise ModelLoadError(f"max_model_len {wanted} is outside what the model can do: 1 to {longest} tokens")
         return wanted or longest
 
+    @property
+    def draft_rows(self) -> int:
+        return self.model.draft_rows
+
     def layout(self, num_blocks: int) -> KVLayout:
         config = self.model.config
         return KVLayout(
@@ -99,5 +103,5 @@ class LocalExecutor:
     def execute(self, step: Step) -> StepOutput:
         batch = batch_of(step, self.block_size)
         logits = self.model(batch)  # [sampled rows, vocab]
-        rows = [sequence for i, sequence in enumerate(step.sequences) if step.samples(i)]
+        rows = step.sampled()
         return self.model.sample(logits, rows) if rows else StepOutput([], [])

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.attention.metadata import Batch
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.config import ModelConfig
 from engine.models.errors import ModelLoadError
@@ -30,6 +29,7 @@ class RunnableModel(Protocol):
     config: ModelConfig
     place: Place
     quantization: str  # formats of the quantized weights, joined by +, or none
+    draft_rows: int  # see Executor
 
     def attach(self, layout: KVLayout, memory: memoryview) -> None:
         """Uses this memory, of the layout's size, as the KV pool; on CUDA one of the device's own."""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.attention.metadata import Batch
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.models.checkpoint import Checkpoint
 from engine.models.config import ModelConfig
 from engine.models.place import Place
@@ -17,10 +16,14 @@ from engine.models.rotary import inverse_frequencies
 from engine.run.native_weights import NativeWeights
 from engine.run.weight_formats import AUTO, WeightFormats
 from engine.sampling.native import sample
+from kernels import cpu
 from kernels.decoder import BatchIndices, Decoder, DecoderShape, KVPool
 from kernels.kinds import Floats
 from kernels.threads import set_threads
 from kvtransfer.layout import KVLayout
+
+DRAFT_ROWS = 8  # a row more costs a third of one, of packed weights
+DRAFT_ROWS_OF_TILES = 16  # as many as a tile takes, each for a twentieth of one
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ class NativeModel:
         self.config = config
         self.place = place
         self.quantization = quantization
+        tiles = cpu.isa() == "amx" and place.dtype == "bfloat16"
+        self.draft_rows = DRAFT_ROWS_OF_TILES if tiles else DRAFT_ROWS
         self.kernel = kernel
         self._pool: KVPool | None = None
 

@@ -11,8 +11,7 @@ from engine.attention.metadata import Batch
 from engine.attention.pool import DTYPES, PagedPool
 from engine.attention.reference import ReferenceAttention
 from engine.attention.tensors import BatchTensors
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.layers.placement import Placement
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import decoder_of
@@ -23,6 +22,8 @@ from kvtransfer.layout import KVLayout
 
 
 class TorchModel:
+    draft_rows = 0  # libraries choose how to sum by the shape of a product
+
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         self.config = checkpoint.config
         self.place = place

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from engine.core import Sequence as Row
+from engine.core import Row
 from engine.sampling.history import history_of
 from engine.sampling.wishes import changes_logits, forbids_stops, penalizes
 

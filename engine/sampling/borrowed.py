@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core import Sequence as Row
+from engine.core import Row
 from engine.sampling.history import history_of
 from engine.sampling.wishes import changes_logits, forbids_stops, penalizes
 from kernels.sampling import penalize

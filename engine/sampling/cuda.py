@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.sampling.adjustments import adjusted
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.randomness import uniforms

@@ -7,8 +7,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core import SamplingParams
-from engine.core import Sequence as Row
+from engine.core import Row, SamplingParams
 
 FIRST_ROOM = 256  # distinct tokens
 

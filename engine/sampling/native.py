@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core import Sequence as Row
-from engine.core import StepOutput, TokenLogprobs
+from engine.core import Row, StepOutput, TokenLogprobs
 from engine.sampling.borrowed import adjusted
 from engine.sampling.randomness import uniforms
 from engine.sampling.wishes import GREEDY_BELOW, wants_likeliest

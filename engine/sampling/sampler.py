@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core import Sequence as Row
-from engine.core import StepOutput
+from engine.core import Row, StepOutput
 from engine.sampling.adjustments import adjusted
 from engine.sampling.draw import Choice, draw
 from engine.sampling.logprobs import token_logprobs

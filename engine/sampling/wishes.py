@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from engine.core import SamplingParams
-from engine.core import Sequence as Row
+from engine.core import Row, SamplingParams
 
 GREEDY_BELOW = 1e-5  # a temperature that small is 0: dividing by it would overflow
 

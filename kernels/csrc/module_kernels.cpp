@@ -133,7 +133,7 @@ void attend(WritableFloatCube queries, FloatTable keys, FloatTable values, Indic
     check_batch(batch, pool, 1);
     nb::gil_scoped_release release;
     const int num_threads = Threads::shared().size();
-    const AttentionPlan plan(batch, pool, num_heads, num_threads);
+    const AttentionPlan plan(batch, pool, num_heads);
     const int64_t row_items = num_heads * pool.head_dim;
     const HeadRows from = {reinterpret_cast<char*>(queries.data()), Kind::float32, row_items};
     const HeadRows to = {reinterpret_cast<char*>(result.data()), Kind::float32, row_items};

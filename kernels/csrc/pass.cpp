@@ -25,7 +25,7 @@ Pass::Pass(const DecoderModel& model, const Batch& batch, const Pool& pool, Buff
       buffers_(buffers),
       kernels_(kernels()),
       kind_(model.input_kind()),
-      plan_(batch, pool, shape_.num_heads, Threads::shared().size()) {
+      plan_(batch, pool, shape_.num_heads) {
     buffers_.fit(shape_, kind_, batch, plan_.part_floats());
 }
 

@@ -9,12 +9,8 @@ namespace {
 
 constexpr int64_t part_keys = 512;  // a multiple of key_step
 
-// Only a batch too small to keep the threads busy is worth the merging.
-int64_t parts_of(const Batch& batch, int64_t row, int64_t num_kv_heads, int num_threads) {
-    const int64_t wanted = 4 * num_threads;
-    if (num_threads == 1 || batch.num_rows * num_kv_heads >= wanted) return 1;
-    return (batch.lengths[row] + part_keys - 1) / part_keys;
-}
+// By its length alone: a token's numbers are the same whatever else is in the batch, and on any number of threads.
+int64_t parts_of(int64_t num_keys) { return (num_keys + part_keys - 1) / part_keys; }
 
 void add_pieces(std::vector<Piece>& pieces, const Batch& batch, int64_t row, int64_t kv_head, int64_t tokens,
                 int64_t num_parts) {
@@ -29,11 +25,11 @@ void add_pieces(std::vector<Piece>& pieces, const Batch& batch, int64_t row, int
     }
 }
 
-std::vector<Piece> cut(const Batch& batch, int64_t num_kv_heads, int64_t share, int num_threads) {
+std::vector<Piece> cut(const Batch& batch, int64_t num_kv_heads, int64_t share) {
     std::vector<Piece> pieces;
     for (int64_t row = 0; row < batch.num_rows; row++) {
         const bool one_token = batch.starts[row + 1] - batch.starts[row] == 1;
-        const int64_t num_parts = one_token ? parts_of(batch, row, num_kv_heads, num_threads) : 1;
+        const int64_t num_parts = one_token ? parts_of(batch.lengths[row]) : 1;
         for (int64_t head = 0; head < num_kv_heads; head++) {
             add_pieces(pieces, batch, row, head, piece_tokens(share), num_parts);
         }
@@ -51,18 +47,33 @@ std::vector<Piece> first_parts(const std::vector<Piece>& pieces) {
     return found;
 }
 
+// Rows may follow one another in one sequence, with a token each: the next row sees the block that this one writes to.
+bool next_sees(const Batch& batch, int64_t row, int64_t block_size) {
+    const int64_t written = (batch.lengths[row] - 1) / block_size;
+    return batch.blocks(row)[written] == batch.blocks(row + 1)[written];
+}
+
+bool stand_alone(const Batch& batch, int64_t block_size) {
+    if (batch.num_tokens > batch.num_rows) return false;
+    for (int64_t row = 0; row + 1 < batch.num_rows; row++) {
+        if (next_sees(batch, row, block_size)) return false;
+    }
+    return true;
+}
+
 char* head_of(const HeadRows& rows, int64_t token, int64_t head, int64_t head_dim) {
     return rows.items + (token * rows.stride + head * head_dim) * static_cast<int64_t>(item_bytes(rows.kind));
 }
 
 }  // namespace
 
-AttentionPlan::AttentionPlan(const Batch& batch, const Pool& pool, int64_t num_heads, int num_threads)
+AttentionPlan::AttentionPlan(const Batch& batch, const Pool& pool, int64_t num_heads)
     : batch_(batch),
       pool_(pool),
       share_(num_heads / pool.num_kv_heads),
-      pieces_(cut(batch, pool.num_kv_heads, share_, num_threads)),
+      pieces_(cut(batch, pool.num_kv_heads, share_)),
       merges_(first_parts(pieces_)),
+      each_alone_(merges_.empty() && stand_alone(batch, pool.block_size)),
       positions_(batch.num_tokens),
       row_of_token_(batch.num_tokens) {
     for (int64_t row = 0; row < batch.num_rows; row++) {

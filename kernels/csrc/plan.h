@@ -36,7 +36,7 @@ struct ScoreRule {
 
 class AttentionPlan {
    public:
-    AttentionPlan(const Batch& batch, const Pool& pool, int64_t num_heads, int num_threads);
+    AttentionPlan(const Batch& batch, const Pool& pool, int64_t num_heads);
 
     // The longest first, so that no thread begins a long one when the others are done.
     const std::vector<Piece>& pieces() const { return pieces_; }
@@ -44,8 +44,8 @@ class AttentionPlan {
     // One for each piece that was cut into parts; to be merged when all are attended.
     const std::vector<Piece>& merges() const { return merges_; }
 
-    // No row has two new tokens, and no piece is a part: a piece sees nothing new that it has not stored itself.
-    bool each_alone() const { return merges_.empty() && batch_.num_tokens == batch_.num_rows; }
+    // No piece sees anything new that it has not stored itself.
+    bool each_alone() const { return each_alone_; }
 
     int64_t position(int64_t token) const { return positions_[token]; }
     int64_t part_floats() const;
@@ -66,6 +66,7 @@ class AttentionPlan {
     const Pool& pool_;
     const int64_t share_;  // query heads to a key-value head
     std::vector<Piece> pieces_, merges_;
+    const bool each_alone_;
     std::vector<int64_t> positions_, row_of_token_;
     int64_t most_parts_ = 1;
 };

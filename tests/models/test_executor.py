@@ -74,6 +74,23 @@ def test_chunks_preemption_and_company_change_no_token(executor: LocalExecutor, 
     assert accompanied.tokens[accompanied.prompt_length :] == expected
 
 
+@pytest.mark.skipif(not cpu.NATIVE, reason=cpu.REASON)
+@pytest.mark.parametrize(
+    "wishes",
+    [{"temperature": 0.0}, {"temperature": 1.0, "logprobs": 2}, {"temperature": 0.8, "frequency_penalty": 1.5}],
+)
+def test_after_each_drafted_token_the_next_is_sampled_as_if_it_were_said(
+    executor: LocalExecutor, wishes: dict[str, Any]
+) -> None:
+    executor.attach(pool_for(executor, 8))
+    expected = generate(executor, sequence([6, 2, 5, 7], **wishes), 10)
+    row = sequence([1, 0, 4, 3], **wishes)
+    generate(executor, row, 1)
+    step = Step([row], [1], {0: [*expected[1:5], expected[5] + 1, 0]})
+    assert executor.execute(step).tokens[:5] == expected[1:6]
+    assert generate(executor, row, 10) == expected  # what was drafted wrongly leaves no trace
+
+
 def test_kv_bytes_moved_into_another_pool_go_on_there(executor: LocalExecutor) -> None:
     ours, theirs, block_bytes = pool_for(executor, 8), pool_for(executor, 6), executor.layout(1).block_bytes
     executor.attach(ours)

@@ -16,7 +16,8 @@ from small_models import RECIPES, VOCAB_SIZE, make, save
 from torch import Tensor
 from torch.testing import assert_close
 
-from engine.attention.metadata import Batch
+from engine.attention.metadata import Batch, batch_of
+from engine.core import Step
 from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
 from engine.models.place import choose_place
@@ -117,8 +118,7 @@ def test_any_split_of_a_prompt_gives_the_same_logits(checkpoints: Path, windowed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_long_context_is_shared_by_the_threads(dtype: str) -> None:
-    """One row alone is cut along its keys, and the parts merged."""
+def test_a_long_context_is_cut_along_its_keys(dtype: str) -> None:
     tokens = TEXT * 70
     forward = native(resolve("smollm2"), dtype, block_size=16)
     whole = forward.whole(tokens)[-1]
@@ -126,6 +126,22 @@ def test_a_long_context_is_shared_by_the_threads(dtype: str) -> None:
     forward.step([row], [len(tokens) - 1])
     (alone,) = forward.step([row], [1])
     assert_close(alone[0], whole, rtol=1e-3, atol=2e-3 if dtype == "float32" else 0.3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("before", [1, 30, 1018], ids=["start", "block", "parts"])
+def test_drafted_tokens_get_the_very_numbers_of_steps_of_their_own(before: int, dtype: str) -> None:
+    """The tokens before them may end in another block, and in another number of parts."""
+    forward, tokens = native(resolve("smollm2"), dtype, block_size=16), (TEXT * 60)[: before + 12]
+    alone, drafted, other = forward.sequence(tokens), forward.sequence(tokens), forward.sequence(TEXT)
+    for row in (alone, drafted):
+        row.tokens = tokens[: before + 1]
+        forward.step([row], [before])
+    batch = batch_of(Step([drafted, other], [1, 7], {0: tokens[before + 1 :]}), forward.block_size)
+    together = forward.logits(batch)
+    for place in range(12):
+        alone.tokens = tokens[: before + 1 + place]
+        assert torch.equal(forward.step([alone], [1])[0][0], together[place])
 
 
 def test_bfloat16_is_nearer_to_the_truth_than_torchs() -> None:
@@ -167,4 +183,4 @@ def test_a_lesser_instruction_set() -> None:
     """The kernels alone are held to their references on every one."""
     if "avx2" not in lesser_isa.LESSER:
         pytest.skip("this machine has none below its own that is made of lanes")
-    lesser_isa.check(__file__, "avx2", "mixed and (llama3 or qwen3 or biased)")
+    lesser_isa.check(__file__, "avx2", "(mixed and (llama3 or qwen3 or biased)) or (drafted and float32)")

@@ -144,3 +144,52 @@ def test_any_wish_for_speed_makes_a_chunk() -> None:
     pace = Pace()
     pace.observe(100, 0.05)
     assert [pace.tokens_within(seconds, 512) for seconds in (1e-308, 0.02, 1.7e305, 1.7e308)] == [16, 40, 512, 512]
+
+
+def drafting(num_blocks: int = 1024) -> Scheduler:
+    pool = BlockPool(num_blocks, 4)
+    return Scheduler(pool, PrefixCache(pool), 32, 64, draft_rows=16, max_draft_tokens=15)
+
+
+def repeating(to: Scheduler, name: str) -> Sequence:
+    """One that writes, and of which drafts of any length have been right."""
+    sequence = Sequence.of(toy_request(name, [5] * 4, 100), 0.0)
+    to.add(sequence)
+    run(to, 0.0)
+    for running in to.running:
+        running.tokens[-1] = 5
+    to.drafter.draft(sequence, 1)
+    to.drafter.settle(sequence, 15, 15)
+    return sequence
+
+
+def test_drafts_share_the_rows_that_answers_leave() -> None:
+    one = drafting()
+    for index, share in enumerate((15, 7, 4, 3)):
+        repeating(one, str(index))
+        step = one.schedule(0.0)
+        assert step is not None
+        assert [len(draft) for draft in step.drafts.values()] == [share] * (index + 1)
+    for index in range(4, 9):
+        repeating(one, str(index))
+    step = one.schedule(0.0)
+    assert step is not None
+    assert step.drafts == {}
+
+
+def test_nothing_is_drafted_beside_a_prompt() -> None:
+    one = drafting()
+    repeating(one, "writes")
+    add(one, "reads", 40)
+    step = one.schedule(0.0)
+    assert step is not None
+    assert step.drafts == {}
+
+
+def test_drafts_take_no_block_that_a_running_sequence_may_need() -> None:
+    one = drafting(num_blocks=4)  # its tokens fill two; the draft would need four more
+    sequence = repeating(one, "writes")
+    step = one.schedule(0.0)
+    assert step is not None
+    assert step.drafts == {}
+    assert len(sequence.block_table) == 2

@@ -1,8 +1,8 @@
 """Two engine cores and a network between them, all in one thread and on one clock, for tests that explore orders.
 
 The executor stands in for a model: its "KV" is the token ids themselves, written into a real pool and read back through
-the block table, and the next token is a checksum of all it reads. A block freed too early, copied wrongly or believed
-too soon therefore changes the answer, just as it would with real attention.
+the block table, and the next token depends on a checksum of all it reads. A block freed too early, copied wrongly or
+believed too soon therefore changes the answer, just as it would with real attention.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from kvtransfer.protocol import FromOwner, FromReader, Release, Renew, Want
 from kvtransfer.transfer import Pulled, PullFailed
 
 VOCABULARY = 97
+PERIOD = 3  # tokens: every other one repeats what was said so long ago, so that drafts are sometimes right
 PREFILL, DECODE = "http://prefill", "http://decode"
 
 
 def next_token(tokens: list[int]) -> int:
-    return zlib.crc32(np.array(tokens, np.float32).tobytes()) % VOCABULARY
+    number = zlib.crc32(np.array(tokens, np.float32).tobytes())
+    return tokens[-PERIOD] if number % 2 and len(tokens) >= PERIOD else number % VOCABULARY
 
 
 def expected_answer(prompt: list[int], max_tokens: int) -> list[int]:
@@ -65,15 +67,16 @@ class ToyExecutor:
     def execute(self, step: Step) -> StepOutput:
         tokens = []
         for row, (sequence, count) in enumerate(zip(step.sequences, step.num_new, strict=True)):
-            for position in range(sequence.num_computed, sequence.num_computed + count):
+            draft, known = step.drafts.get(row, []), len(sequence.tokens)
+            for position in range(sequence.num_computed, sequence.num_computed + count + len(draft)):
                 block, offset = divmod(position, self.layout.block_size)
-                self.pool[sequence.block_table[block], :, offset] = sequence.tokens[position]
+                self.pool[sequence.block_table[block], :, offset] = (sequence.tokens + draft)[position]
             if step.samples(row):
-                tokens.append(next_token(self._read(sequence)))
+                tokens += [next_token(self._read(sequence, known + more)) for more in range(len(draft) + 1)]
         return StepOutput(tokens, [None] * len(tokens))
 
-    def _read(self, sequence: Sequence) -> list[int]:
-        keys = self.pool[sequence.block_table, 0].reshape(-1)[: len(sequence.tokens)]
+    def _read(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        keys = self.pool[sequence.block_table, 0].reshape(-1)[:num_tokens]
         return [int(key) for key in keys]
 
 
@@ -148,7 +151,7 @@ class ToyEngine:
         self.answers: dict[str, Answer] = {}
         requests = Requests(model)
         pool = BlockPool(num_blocks, block_size)
-        scheduler = Scheduler(pool, PrefixCache(pool), 8, budget)
+        scheduler = Scheduler(pool, PrefixCache(pool), 8, budget, draft_rows=16, max_draft_tokens=15)
         leases = LeaseTable(epochs.owner_words(self.layout, region), 20.0, clock)
         giving = Giving(scheduler, requests, leases, self._send_to_reader, self.incarnation, 30.0, clock)
         words = epochs.reader_words(self.layout, region)
