@@ -1,4 +1,4 @@
-"""Speed of whole servers, on the same work in the same run: steps of 1, 8 and 32 streams, prompts to the first token.
+"""Speed of whole servers, on the same work in the same run: steps of streams and chats, prompts to the first token.
 
     python -m tests.bench.engine                                     one hybrid engine on every core
     python -m tests.bench.engine hybrid "q4=hybrid --quantization auto" vllm llama.cpp --plot docs/figures/engine.svg

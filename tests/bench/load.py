@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -76,18 +77,32 @@ def text_of(num_words: int, seed: str) -> str:
 
 async def stream(session: aiohttp.ClientSession, target: Target, prompt: str, max_tokens: int) -> Answer:
     """Asks for exactly `max_tokens` greedy tokens where the server can ignore EOS. An error becomes the answer's."""
+    answer = await _stream(session, target, "completions", {"prompt": prompt, "temperature": 0.0}, max_tokens)
+    if answer.ok and answer.cached_tokens:
+        answer.error = f"{answer.cached_tokens} tokens of a prompt that should be new were cached"
+    return answer
+
+
+async def ask(session: aiohttp.ClientSession, target: Target, question: str, max_tokens: int) -> Answer:
+    """The same as a chat, of sampled tokens, as people ask: all chats begin alike, so that a part may be cached."""
+    wishes = {"messages": [{"role": "user", "content": question}], "temperature": 0.7, "top_p": 0.95}
+    return await _stream(session, target, "chat/completions", wishes, max_tokens)
+
+
+async def _stream(
+    session: aiohttp.ClientSession, target: Target, route: str, wishes: dict[str, Any], max_tokens: int
+) -> Answer:
     body = {
+        **wishes,
         "model": target.model,
-        "prompt": prompt,
         "max_tokens": max_tokens,
-        "temperature": 0.0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     answer = Answer(time.perf_counter())
     try:
-        async with session.post(f"{next(target.turns)}/v1/completions", json=body) as response:
+        async with session.post(f"{next(target.turns)}/v1/{route}", json=body) as response:
             if response.status != 200:
                 answer.error = f"{response.status}: {(await response.text())[:200]}"
                 return answer
@@ -106,7 +121,8 @@ def _read(answer: Answer, arrived: float, line: bytes) -> None:
     if "error" in event:
         answer.error = str(event["error"])
         return
-    if event.get("choices") and event["choices"][0].get("text"):
+    choice = event["choices"][0] if event.get("choices") else {}
+    if choice.get("text") or choice.get("delta", {}).get("content"):
         answer.chunks.append(arrived)
     usage = event.get("usage")
     answer.num_tokens = usage["completion_tokens"] if usage else max(answer.num_tokens, len(answer.chunks))
@@ -116,11 +132,9 @@ def _read(answer: Answer, arrived: float, line: bytes) -> None:
 
 
 def _lacks(answer: Answer, max_tokens: int) -> str | None:
-    """An answer that ended early, or to a prompt that was known, would be quick for the wrong reason."""
+    """An answer that ended early would be quick for the wrong reason."""
     if not answer.chunks:
         return "an empty answer"
-    if answer.cached_tokens:
-        return f"{answer.cached_tokens} tokens of a prompt that should be new were cached"
     return None if answer.num_tokens >= max_tokens else f"{answer.num_tokens} tokens in place of {max_tokens}"
 
 

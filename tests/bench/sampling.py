@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from report import machine, table
 
 from engine.core import Request, SamplingParams, Sequence
 from engine.sampling import native, sampler
 from kernels import cpu
 from kernels.threads import set_threads
+from tests.bench.report import machine, table
 
 VOCAB_SIZE = 49152
 PROMPT_TOKENS = 500

@@ -1,4 +1,7 @@
-"""The pieces of work that servers are timed on: steps of 1, 8 and 32 streams, and prompts to their first token."""
+"""The pieces of work that servers are timed on: steps of streams and chats, and prompts to their first token.
+
+Streams are answers to random words, which a small model soon repeats; chats are answers to questions.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from tests.bench.floor import Case
-from tests.bench.load import Answer, Target, open_session, stream, streams, text_of
+from tests.bench.load import Answer, Target, ask, open_session, stream, streams, text_of
+from tests.bench.questions import question_of
 
 STREAM_PROMPT = 16  # words
 STREAM_TOKENS = 96
+CHAT_PROMPT = 40  # tokens, about: the template's and the question's
+CHAT_TOKENS = 256
+CHAT_REPEATS = 2  # of one chat alone: answers repeat themselves more and less
 STEADY_TOKENS = 16  # of each stream, that must fall into the time when all of them run
 WARM_TOKENS = 4
 TIMEOUT_S = 300.0
@@ -50,6 +57,18 @@ def decoding(num_streams: int) -> Work:
     return Work(name, "ms per token", 1, case, measure)
 
 
+def chatting(num_chats: int) -> Work:
+    async def measure(target: Target, seed: str) -> float:
+        questions = [question_of(f"{num_chats} {seed} {index}") for index in range(num_chats)]
+        async with open_session(TIMEOUT_S) as session:
+            asked = [ask(session, target, question, CHAT_TOKENS) for question in questions]
+            return 1e3 * step_s(succeeded(await asyncio.gather(*asked)))
+
+    name = f"{num_chats} chat{'s' if num_chats > 1 else ''}"
+    case = Case(name, num_chats, 1, CHAT_PROMPT + CHAT_TOKENS // 2)
+    return Work(name, "ms per token", CHAT_REPEATS if num_chats == 1 else 1, case, measure)
+
+
 def step_s(answers: list[Answer]) -> float:
     """Seconds per token of a stream while every stream runs: from the last first token to the first last token."""
     since, until = max(one.chunks[0] for one in answers), min(one.chunks[-1] for one in answers)
@@ -86,4 +105,8 @@ async def _warm(target: Target, seed: str) -> None:
         succeeded([await stream(session, target, text_of(STREAM_PROMPT, f"warm {seed}"), 4)])
 
 
-WORK = [decoding(1), decoding(8), decoding(32), reading(20, 5), reading(512, 3), reading(2048, 1)]
+WORK = [
+    *(decoding(1), decoding(8), decoding(32)),
+    *(chatting(1), chatting(8)),
+    *(reading(20, 5), reading(512, 3), reading(2048, 1)),
+]

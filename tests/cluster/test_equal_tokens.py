@@ -131,6 +131,17 @@ def test_greedy_tokens_are_those_of_transformers(
         _wait_for(lambda: _figures(way) == (moved + len(prompt), recomputed))
 
 
+def test_what_repeats_is_drafted_and_stays_what_transformers_says(
+    way: Way, expected: Callable[[list[int]], list[int]]
+) -> None:
+    prompt = way.prompt(12) * 5
+    assert way.decode is not None
+    before = way.decode("accepted_tokens_total")
+    answer = complete(way.client(), prompt, max_tokens=COUNT, ignore_eos=True)
+    assert answer.token_ids == expected(prompt)
+    _wait_for(lambda: way.decode("accepted_tokens_total") > before)
+
+
 def test_one_token_is_the_first_token(way: Way, hybrid: Way) -> None:
     prompt = fresh_prompt(20)
     expected = complete(hybrid.client(), prompt, max_tokens=1)
