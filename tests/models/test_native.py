@@ -137,8 +137,10 @@ def test_drafted_tokens_get_the_very_numbers_of_steps_of_their_own(before: int, 
     for row in (alone, drafted):
         row.tokens = tokens[: before + 1]
         forward.step([row], [before])
-    batch = batch_of(Step([drafted, other], [1, 7], {0: tokens[before + 1 :]}), forward.block_size)
-    together = forward.logits(batch)
+    draft = {0: tokens[before + 1 :]}
+    together = forward.logits(batch_of(Step([drafted], [1], draft), forward.block_size))
+    accompanied = forward.logits(batch_of(Step([drafted, other], [1, 7], draft), forward.block_size))
+    assert torch.equal(accompanied, together)
     for place in range(12):
         alone.tokens = tokens[: before + 1 + place]
         assert torch.equal(forward.step([alone], [1])[0][0], together[place])
