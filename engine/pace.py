@@ -11,7 +11,7 @@ from engine.core import Sequence
 SMOOTHING = 0.2  # weight of the newest measurement
 MIN_CHUNK = 16  # tokens; less would starve prompts to no stream's profit
 MEASURABLE_CHUNK = 16  # tokens; a shorter chunk drowns in the base cost
-HEAD_START_S = 0.1  # of waiting, so that newcomers are told apart by their lengths at once
+HEAD_START_S = 0.5  # of waiting: a newcomer is soon passed over only by those near their end
 LEAST_LEFT_S = 1e-4  # told apart no further
 
 

@@ -1,4 +1,4 @@
-"""What choosing tokens costs a step: `python tests/bench/sampling.py`.
+"""What choosing tokens costs a step: `python -m tests.bench.sampling`.
 
 Our sampler and the one on torch, in turns, choose from the same logits for the same rows. The least of all rounds
 counts: others may be using the machine. Logits fall with the logarithm of their rank, as a language model's do; in a

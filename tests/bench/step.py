@@ -86,7 +86,9 @@ class Core:
         address = f"ipc://{directory / 'api'}"
         self.api = self.context.socket(zmq.PAIR)
         self.api.bind(address)
-        settings = core_settings(EngineSettings(model=model, num_threads=threads, kv_cache_memory="512MiB"))
+        settings = core_settings(
+            EngineSettings(model=model, num_threads=threads, kv_cache_memory="512MiB", max_draft_tokens=0)
+        )
         self.parts = assemble(settings, self.context, "bench")
         self.process = CoreProcess(self.parts, dial_api(self.context, address), "bench")
 

@@ -63,8 +63,17 @@ def test_a_short_prompt_hardly_waits_behind_a_long_one_that_has_waited_for_longe
     one = scheduler(budget=64)
     add(one, "long", 400)  # 4 s of work
     add(one, "short", 20, arrival=8.0)  # 0.2 s
+    assert run(one, 8.0) == {"short": 20, "long": 44}
+
+
+def test_the_last_of_a_long_prompt_goes_before_a_short_one_that_just_came() -> None:
+    one = scheduler(budget=64)
+    long = add(one, "long", 400)
+    while long.num_missing > 80:  # 0.8 s of work
+        run(one, 0.0)
+    add(one, "short", 20, arrival=8.0)
     assert run(one, 8.0) == {"long": 64}
-    assert run(one, 8.5) == {"short": 20, "long": 44}
+    assert run(one, 8.1) == {"long": 16, "short": 20}
 
 
 def test_of_equals_the_one_under_way_goes_on() -> None:
