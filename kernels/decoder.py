@@ -52,7 +52,8 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class BatchIndices:
-    """One step. Row i's tokens are [starts[i], starts[i + 1]): the last of its sequence's `lengths[i]`."""
+    """One step. Row i's tokens are [starts[i], starts[i + 1]): the last of its sequence's `lengths[i]`. Rows of one
+    sequence stand next to one another, in its order."""
 
     tokens: Indices  # [tokens]
     starts: Indices  # [rows + 1]

@@ -5,7 +5,8 @@
 
 namespace tandem {
 
-// One step's tokens. Row i's are [starts[i], starts[i + 1]), the last of the `lengths[i]` that its sequence then has.
+// One step's tokens. Row i's are [starts[i], starts[i + 1]), the last of the `lengths[i]` that its sequence then has. Rows
+// of one sequence stand next to one another, in its order.
 struct Batch {
     const int64_t* tokens;  // [num_tokens]
     int64_t num_tokens;
