@@ -119,8 +119,8 @@ class EngineSettings(Settings):
     )
     max_draft_tokens: int = setting(
         15,
-        "of an answer, guessed from what the text repeats and checked in one step, when few answers are written; they "
-        "change none of its tokens; 0: none",
+        "of an answer, guessed from what the text repeats and checked in one step, when few answers are written, on "
+        "native kernels; they change none of its tokens; 0: none",
         group="Scheduling",
         ge=0,
         unit="tokens",

@@ -20,6 +20,11 @@ TOKEN_TYPE = "I"
 TOKEN_BYTES = array(TOKEN_TYPE).itemsize
 
 
+def count_accepted(draft: list[int], sampled: list[int]) -> int:
+    """How many of a draft are what was sampled; `sampled` has one token more, the last after all of the draft."""
+    return next((place for place, token in enumerate(draft) if sampled[place] != token), len(draft))
+
+
 class Drafter:
     """Drafts for all sequences of an engine."""
 
@@ -37,7 +42,10 @@ class Drafter:
         most = min(most, self.most, sampling.max_tokens - sequence.num_output - 1)
         if most <= 0 or penalizes(sampling):
             return []
-        return self._echoes.setdefault(sequence, Echo()).draft(sequence.tokens, most)
+        echo = self._echoes.get(sequence)
+        if echo is None:
+            echo = self._echoes[sequence] = Echo()
+        return echo.draft(sequence.tokens, most)
 
     def settle(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Of its last draft so many were what was sampled."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from engine.core import Delta, Give, Request, Sequence, Status, Step, StepOutput, Take, TokenLogprobs
+from engine.drafts import count_accepted
 from engine.migrate.giving import Giving
 from engine.migrate.taking import Taking
 from engine.requests import Requests
@@ -107,17 +108,17 @@ class Engine:
         if isinstance(sequence.request.handoff, Give):
             self.giving.done(sequence, *sampled[0])
             return
-        num_accepted = self._accept(sequence, draft, sampled)
+        accepted = self._accept(sequence, draft, sampled)
         if draft:
-            self.scheduler.drafter.settle(sequence, len(draft), num_accepted)
+            self.scheduler.drafter.settle(sequence, len(draft), accepted)
 
     def _accept(self, sequence: Sequence, draft: list[int], sampled: list[Sampled]) -> int:
-        """How many of the draft came true."""
-        for place, (token, logprobs) in enumerate(sampled):
+        """How many of the draft came true before the answer ended."""
+        accepted = count_accepted(draft, [token for token, _ in sampled])
+        for place, (token, logprobs) in enumerate(sampled[: accepted + 1]):
+            if place > 0:
+                self.scheduler.computed(sequence, 1)
             if self.requests.append(sequence, token, logprobs):
                 self.scheduler.remove(sequence)
                 return place
-            if place == len(draft) or token != draft[place]:
-                return place
-            self.scheduler.computed(sequence, 1)
-        raise AssertionError("a token is sampled after each of a draft")
+        return accepted

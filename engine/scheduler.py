@@ -161,12 +161,15 @@ class Scheduler:
 
     def _draft(self, step: Step) -> None:
         """What room the answers of a small step leave, they share for tokens that they may say next."""
+        room = self.draft_rows - sum(step.num_new)
+        if room <= 0:
+            return
         answers = [
             row
             for row, sequence in enumerate(step.sequences)
             if sequence.num_missing == 1 and not isinstance(sequence.request.handoff, Give)
         ]
-        share = (self.draft_rows - sum(step.num_new)) // max(len(answers), 1)
+        share = room // max(len(answers), 1)
         for row in answers:
             sequence = step.sequences[row]
             draft = self.drafter.draft(sequence, share)

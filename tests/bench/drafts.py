@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.core import Request, SamplingParams, Sequence, Step
-from engine.drafts import Drafter
+from engine.drafts import Drafter, count_accepted
 from engine.run.local import LocalExecutor
 from engine.text.tokenizer import Tokenizer
 from tests.bench.load import text_of
@@ -88,7 +88,7 @@ class Writer:
         """As the engine does it."""
         draft = drafter.draft(sequence, self.executor.draft_rows - 1) if num_new == 1 else []
         sampled = self.executor.execute(Step([sequence], [num_new], {0: draft} if draft else {})).tokens
-        accepted = next((place for place, token in enumerate(draft) if sampled[place] != token), len(draft))
+        accepted = count_accepted(draft, sampled)
         sequence.tokens += sampled[: accepted + 1]
         sequence.num_computed += num_new + accepted
         if draft:
